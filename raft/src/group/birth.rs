@@ -1,0 +1,228 @@
+//! LAW-BIRTH: a group is born once, and a node that lost its log is somebody else.
+//!
+//! An empty node looks at the cards of all configured members. If every one is reachable, of this cluster and empty too,
+//! the one with the lowest number writes the first entry: a membership of identities, incarnations included. If any has a
+//! log, the group exists, and an empty node asks its leader to be taken in: as a learner first, then in place of the
+//! identity that had its number before. If so many were wiped that the old voters have no majority left, nobody can say
+//! what was acknowledged; the node refuses with the runbook instead of voting.
+//!
+//! Cards a moment old are enough. A member that is wiped between its card and the first entry comes back as a new identity,
+//! which is not in that membership; the others form a majority without it and take it in.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use openraft::async_runtime::watch::WatchReceiver;
+use tokio::time::Instant;
+
+use super::Inner;
+use crate::{
+    binding::Node,
+    peer::codec::{Card, Kind, Stage},
+    types::NodeId,
+};
+
+/// Pause between two questions to be taken in.
+const JOIN_PAUSE: Duration = Duration::from_millis(200);
+
+/// Pause between two looks of a node that is in place.
+const SETTLED_PAUSE: Duration = Duration::from_secs(1);
+
+/// Looks in a row that must say so before a node refuses to go on.
+const REFUSALS: u32 = 10;
+
+/// Longest wait for an answer of the leader.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Brings an empty node into its group, and keeps asking while it has no vote.
+pub(super) async fn be_born(inner: Arc<Inner>) {
+    let mut said = String::new();
+    let mut refusals = 0;
+    loop {
+        let step = step(&inner).await;
+        refusals = if matches!(step, Step::Refuse(_)) { refusals + 1 } else { 0 };
+        let pause = match step {
+            Step::Settled => SETTLED_PAUSE,
+            // Cards of several nodes are not of one moment: only what stays true is acted on.
+            Step::Refuse(_) if refusals < REFUSALS => JOIN_PAUSE,
+            Step::Again(reason) => {
+                if reason != said {
+                    tracing::info!(%reason, "not in a group yet");
+                    said = reason;
+                }
+                JOIN_PAUSE.min(inner.config.election_timeout.0)
+            }
+            Step::Refuse(reason) => {
+                inner.fatal.set(reason);
+                return;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = inner.stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+enum Step {
+    /// This node votes, or nobody wants it to.
+    Settled,
+    /// Nothing to do but wait; says for what.
+    Again(String),
+    /// It must not go on.
+    Refuse(String),
+}
+
+async fn step(inner: &Arc<Inner>) -> Step {
+    let voters: Vec<NodeId> = {
+        let server = inner.raft.server_metrics();
+        let server = server.borrow_watched();
+        server.membership_config.membership().voter_ids().collect()
+    };
+    if voters.contains(&inner.me) {
+        return Step::Settled;
+    }
+    let is_empty = inner.log.last().is_none();
+    if is_empty && inner.config.bootstrap {
+        return initialise(inner, BTreeMap::from([(inner.me, my_node(inner))])).await;
+    }
+    let age = inner.config.election_timeout.1 * 4;
+    let mut cards = BTreeMap::new();
+    let mut missing = Vec::new();
+    for member in inner.config.members.iter().filter(|member| member.number != inner.me.number()) {
+        match inner.peers.fresh(member.number, age) {
+            Some(card) => drop(cards.insert(member.number, card)),
+            None => missing.push(member.number),
+        }
+    }
+    if cards.values().any(|card| card.stage == Stage::Member || card.stage == Stage::Lost) {
+        return join(inner, &cards).await;
+    }
+    if !is_empty {
+        return Step::Again("this node is a learner and waits for the leader".into());
+    }
+    if let Some(number) = cards.values().find(|card| card.stage == Stage::Bootstrap).map(|card| card.node) {
+        return Step::Again(format!("node {number} starts the group"));
+    }
+    if !missing.is_empty() {
+        return Step::Again(format!("a new group is formed when all members are there; missing: {missing:?}"));
+    }
+    if !inner.config.members.iter().any(|member| member.number == inner.me.number()) {
+        return Step::Again("this node is not among the configured members and waits for a group to join".into());
+    }
+    if cards.keys().any(|number| *number < inner.me.number()) {
+        return Step::Again("the member with the lowest number forms the group".into());
+    }
+    let mut members = BTreeMap::from([(inner.me, my_node(inner))]);
+    for card in cards.values() {
+        let address = inner.config.address_of(card.node.number()).unwrap_or(&card.peer_address);
+        members.insert(card.node, Node { peer_address: address.to_owned() });
+    }
+    initialise(inner, members).await
+}
+
+/// This node's entry in the membership.
+fn my_node(inner: &Inner) -> Node {
+    Node { peer_address: inner.peers.my_card().peer_address }
+}
+
+async fn initialise(inner: &Inner, members: BTreeMap<NodeId, Node>) -> Step {
+    let numbers: Vec<u16> = members.keys().map(|id| id.number()).collect();
+    match inner.raft.initialize(members).await {
+        Ok(()) => {
+            tracing::info!(members = ?numbers, "group is born");
+            Step::Again("the first election is on".into())
+        }
+        Err(error) => Step::Again(format!("cannot form the group: {error}")),
+    }
+}
+
+async fn join(inner: &Arc<Inner>, cards: &BTreeMap<u16, Card>) -> Step {
+    let known = inner.leader.borrow().leader;
+    let leader = known.or_else(|| {
+        let told = cards.values().filter(|card| card.leader.is_some()).max_by_key(|card| card.term);
+        told.and_then(|card| card.leader)
+    });
+    // A leader without its majority still speaks as one, but knows better and says so on its own card.
+    let disowns = |leader: &NodeId| cards.get(&leader.number()).is_some_and(|card| card.leader != Some(*leader));
+    let Some(leader) = leader.filter(|leader| *leader != inner.me && !disowns(leader)) else {
+        if let Some(reason) = too_many_wiped(inner.me, cards) {
+            return Step::Refuse(reason);
+        }
+        return Step::Again("the group has no leader; this node joins when there is one".into());
+    };
+    let Some(address) = cards.get(&leader.number()).map(|card| card.peer_address.clone()) else {
+        return Step::Again(format!("the leader, node {leader}, cannot be reached"));
+    };
+    let deadline = Instant::now() + PATIENCE;
+    match inner.peers.control(leader, &address, Kind::Join, Bytes::new(), deadline).await {
+        Ok(answer) => Step::Again(format!("joining: {}", String::from_utf8_lossy(&answer))),
+        Err(failure) => Step::Again(format!("the leader, node {leader}, does not take this node in: {failure}")),
+    }
+}
+
+/// LAW-BIRTH's refusal: so many voters have lost their directories that the rest are no majority.
+///
+/// A voter is lost if its number is answered by another identity. One that is merely down is not.
+fn too_many_wiped(me: NodeId, cards: &BTreeMap<u16, Card>) -> Option<String> {
+    let members = cards.values().filter(|card| card.stage == Stage::Member || card.stage == Stage::Lost);
+    // The membership of whoever knows the most.
+    let voters = &members.max_by_key(|card| card.last)?.voters;
+    let is_wiped = |voter: &&NodeId| match cards.get(&voter.number()) {
+        Some(card) => card.node != **voter,
+        None => voter.number() == me.number() && **voter != me,
+    };
+    let wiped: Vec<u16> = voters.iter().filter(is_wiped).map(|voter| voter.number()).collect();
+    let quorum = voters.len() / 2 + 1;
+    if voters.is_empty() || voters.len() - wiped.len() >= quorum {
+        return None;
+    }
+    let left: Vec<u16> = voters.iter().map(|voter| voter.number()).filter(|number| !wiped.contains(number)).collect();
+    Some(format!(
+        "the data directories of nodes {wiped:?} are new, and the remaining nodes {left:?} are no majority of the group: what \
+         was acknowledged cannot be known. Bring back the old directory of one of {wiped:?} if it still exists. If it does \
+         not: stop all nodes, keep a copy of the directories of {left:?}, then start a new group from the longest of them as \
+         docs/OPERATIONS.md, \"more than one directory lost\", says; entries that only the lost nodes had are gone"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{LogId, LogIndex, Term};
+
+    fn card(node: NodeId, stage: Stage, voters: &[NodeId]) -> Card {
+        let last = (stage == Stage::Member).then_some(LogId { term: Term(1), node, index: LogIndex(9) });
+        Card {
+            cluster: "c".into(),
+            node,
+            segment_bytes: 1,
+            stage,
+            peer_address: String::new(),
+            info: String::new(),
+            term: Term(1),
+            leader: None,
+            applied: None,
+            last,
+            voters: voters.to_vec(),
+        }
+    }
+
+    #[test]
+    fn two_wiped_of_three_are_refused_and_one_is_not() {
+        let old = [NodeId::new(1, 1), NodeId::new(2, 1), NodeId::new(3, 1)];
+        let survivor = card(old[0], Stage::Member, &old);
+        let healthy = card(old[2], Stage::Member, &old);
+        let wiped = card(NodeId::new(3, 7), Stage::Unborn, &[]);
+        let me = NodeId::new(2, 7);
+        let seen = |cards: &[&Card]| cards.iter().map(|card| (card.node.number(), (*card).clone())).collect();
+
+        assert_eq!(too_many_wiped(me, &seen(&[&survivor, &healthy])), None, "one wiped");
+        assert_eq!(too_many_wiped(me, &seen(&[&survivor])), None, "one wiped, one down");
+        let newborn = card(old[0], Stage::Member, &[]);
+        assert_eq!(too_many_wiped(me, &seen(&[&newborn, &wiped])), None, "a group being born");
+        let refused = too_many_wiped(me, &seen(&[&survivor, &wiped])).expect("two wiped");
+        assert!(refused.contains("[2, 3]") && refused.contains("OPERATIONS.md"), "{refused}");
+    }
+}

@@ -1,0 +1,200 @@
+//! A node that may have forgotten what it acked stays out of elections until it knows better.
+//!
+//! With async flush a power cut can take the last acknowledged entries of a node; after a failed sync nobody knows what is
+//! on its disk. Such a node could help to elect a leader that lacks a committed entry, which nobody else would. So it
+//! neither votes nor campaigns until a live leader, confirmed by a quorum, has said up to where a node must have come
+//! (ReadIndex) and this node has applied that: by then it holds everything it ever acked, because that leader does.
+//!
+//! The leader may remember entries of this node that are gone, and would take a shorter log for a broken invariant. So it is
+//! told first, and until it has said that it knows, its appends are refused here; the first refused one is what makes this
+//! node tell it.
+//!
+//! After that this node acknowledges entries. An acknowledgement counts only for the leader that this node's own vote belongs
+//! to, votes are always synced, and that leader already holds whatever this node had acked before.
+//!
+//! If so many voters are in this state that no leader can come, all voters' tails are compared, once all can be asked: the
+//! longest may campaign, the others may vote for it, and the possible loss is reported.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use openraft::async_runtime::watch::WatchReceiver;
+use tokio::{sync::watch, time::Instant};
+
+use super::Inner;
+use crate::{
+    log::CatchUp,
+    peer::codec::{Card, Kind, Stage},
+    store::completion,
+    types::{LogIndex, NodeId, Term},
+};
+
+const OPEN: u8 = 0;
+const VOTES: u8 = 1;
+const CLOSED: u8 = 2;
+
+/// A leader in its term.
+pub(super) type Reign = (Term, NodeId);
+
+/// Whether this node takes part in elections, and from which leader it takes entries.
+pub(super) struct Gate {
+    state: AtomicU8,
+    /// Which leader wants to send entries.
+    caller: watch::Sender<Option<Reign>>,
+    /// Which leader knows that this log may be shorter than it was.
+    told: Mutex<Option<Reign>>,
+}
+
+impl Gate {
+    pub(super) fn new(is_closed: bool) -> Self {
+        let state = AtomicU8::new(if is_closed { CLOSED } else { OPEN });
+        Self { state, caller: watch::Sender::new(None), told: Mutex::new(None) }
+    }
+
+    /// Whether entries of this leader may come in now. If not, it will be told what it must know.
+    pub(super) fn admits(&self, reign: Reign) -> bool {
+        if self.may_vote() || *self.told.lock().unwrap_or_else(PoisonError::into_inner) == Some(reign) {
+            return true;
+        }
+        self.caller.send_if_modified(|caller| {
+            let is_new = *caller != Some(reign);
+            *caller = Some(reign);
+            is_new
+        });
+        false
+    }
+
+    /// The leader that was refused last and does not know yet.
+    fn untold(&self) -> Option<Reign> {
+        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        self.caller.borrow().filter(|caller| Some(*caller) != told)
+    }
+
+    /// It may campaign.
+    pub(super) fn is_open(&self) -> bool {
+        self.state.load(Ordering::Acquire) == OPEN
+    }
+
+    /// It may vote for another.
+    pub(super) fn may_vote(&self) -> bool {
+        self.state.load(Ordering::Acquire) != CLOSED
+    }
+
+    /// It says of itself that it may lack what it acked.
+    pub(super) fn is_lost(&self) -> bool {
+        !self.is_open()
+    }
+}
+
+/// Longest wait for one question to the leader.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Runs at the start of a node that must catch up; ends when it has.
+pub(super) async fn catch_up(inner: Arc<Inner>, why: CatchUp) {
+    tracing::warn!(reason = ?why.reason, acked = ?why.acked, "this node must catch up before it votes");
+    let pause = inner.config.election_timeout.1;
+    let mut caller = inner.gate.caller.subscribe();
+    loop {
+        caller.mark_unchanged();
+        if let Some(reign) = inner.gate.untold() {
+            tell(&inner, reign).await;
+        }
+        let leader = inner.leader.borrow().leader;
+        let is_done = match leader {
+            Some(leader) if leader == inner.me => true,
+            Some(leader) => caught_up_with(&inner, leader).await,
+            None => {
+                compare_tails(&inner);
+                false
+            }
+        };
+        if is_done {
+            open(&inner).await;
+            return;
+        }
+        tokio::select! {
+            biased;
+            () = inner.stop.cancelled() => return,
+            _ = caller.changed() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Tells a leader that this log may be shorter than it remembers; then its entries may come.
+async fn tell(inner: &Inner, reign: Reign) {
+    if ask(inner, reign.1, Kind::Lost).await.is_some() {
+        *inner.gate.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(reign);
+    }
+}
+
+async fn open(inner: &Inner) {
+    let (done, durable) = completion();
+    inner.log.caught_up(done);
+    if durable.await.is_err() {
+        return;
+    }
+    inner.gate.state.store(OPEN, Ordering::Release);
+    inner.raft.runtime_config().elect(true);
+    tracing::info!("caught up: this node votes again");
+}
+
+/// Whether this node has applied what the leader says makes it up to date.
+async fn caught_up_with(inner: &Inner, leader: NodeId) -> bool {
+    let Some(answer) = ask(inner, leader, Kind::ReadIndex).await else {
+        return false;
+    };
+    let Ok(index) = <[u8; 8]>::try_from(&answer[..]) else {
+        return false;
+    };
+    let index = LogIndex(u64::from_le_bytes(index));
+    let mut applied = inner.applied.clone();
+    let reached = applied.wait_for(|now| now.id.is_some_and(|id| id.index >= index));
+    matches!(tokio::time::timeout(Duration::from_secs(5), reached).await, Ok(Ok(_)))
+}
+
+async fn ask(inner: &Inner, leader: NodeId, kind: Kind) -> Option<Bytes> {
+    let address = inner.peers.known(leader.number())?.address();
+    inner.peers.control(leader, &address, kind, Bytes::new(), Instant::now() + PATIENCE).await.ok()
+}
+
+/// When too few healthy voters are left for any leader: the longest tail of all may lead.
+fn compare_tails(inner: &Inner) {
+    let voters: Vec<NodeId> = {
+        let server = inner.raft.server_metrics();
+        let server = server.borrow_watched();
+        server.membership_config.membership().voter_ids().collect()
+    };
+    let age = inner.config.election_timeout.1 * 2;
+    let mut cards = vec![inner.peers.my_card()];
+    for voter in voters.iter().filter(|voter| **voter != inner.me) {
+        match inner.peers.fresh(voter.number(), age).filter(|card| card.node == *voter) {
+            Some(card) => cards.push(card),
+            None => return,
+        }
+    }
+    if !voters.contains(&inner.me) {
+        return;
+    }
+    let healthy = cards.iter().filter(|card| card.stage == Stage::Member).count();
+    if healthy > voters.len() / 2 {
+        return;
+    }
+    let longest = cards.iter().max_by_key(|card: &&Card| (card.last, card.node)).map(|card| card.node);
+    if longest == Some(inner.me) {
+        tracing::warn!(
+            last = ?inner.log.last(),
+            healthy,
+            "no majority is sure of its log: this node's is the longest and may lead; what was acknowledged within the last \
+             flush interval before the power cut may be lost"
+        );
+        inner.raft.runtime_config().elect(true);
+    }
+    inner.gate.state.store(VOTES, Ordering::Release);
+}

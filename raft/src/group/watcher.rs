@@ -1,0 +1,155 @@
+//! Watches this node and its peers: who leads, whether this node may serve, whether it is cut off, whether it has failed.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use openraft::{Instant as _, ServerState, async_runtime::watch::WatchReceiver};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
+
+use super::{Inner, LeaderView};
+use crate::{
+    peer::{Peer, Peers},
+    runtime::TokioInstant,
+    types::{NodeId, Term},
+};
+
+/// Longest election timeouts without a word after which a leader is no leader any more. openraft itself refuses proposals
+/// after one; this view waits longer, so that a hiccup does not look like a change of leadership.
+const PATIENCE: u32 = 2;
+
+/// Keeps the leader view and the list of voters up to date until the node stops.
+pub(super) async fn watch_leader(
+    inner: Arc<Inner>,
+    view: watch::Sender<LeaderView>,
+    voters: watch::Sender<Vec<NodeId>>,
+) {
+    let mut server = inner.raft.server_metrics();
+    let mut data = inner.raft.data_metrics();
+    let look = inner.config.election_timeout.0 / 2;
+    loop {
+        let (next, is_waiting, now_voters) = {
+            let server = server.borrow_and_update();
+            let (applied, quorum_at) = {
+                let data = data.borrow_and_update();
+                (data.last_applied, data.last_quorum_acked.map(|at| *at))
+            };
+            let term = Term(server.vote.leader_id.term);
+            let voters = server.membership_config.membership().voter_ids().count();
+            let leader = server.current_leader.filter(|leader| match *leader == inner.me {
+                true => server.state == ServerState::Leader && has_quorum(&inner, voters, quorum_at),
+                false => inner.peers.is_led_by(term, *leader, inner.config.election_timeout.1 * PATIENCE),
+            });
+            let is_leader = leader == Some(inner.me);
+            // An entry of this very leadership is applied, hence everything from before it.
+            let has_applied = applied.is_some_and(|id| id.leader_id == server.vote.leader_id);
+            let next = LeaderView { term, leader, serving: is_leader && has_applied, isolated: is_isolated(&inner) };
+            let voters: Vec<NodeId> = server.membership_config.membership().voter_ids().collect();
+            (next, is_leader && !has_applied, voters)
+        };
+        voters.send_if_modified(|known| {
+            let is_new = *known != now_voters;
+            *known = now_voters;
+            is_new
+        });
+        view.send_if_modified(|known| {
+            if *known == next {
+                return false;
+            }
+            if known.leader != next.leader || known.serving != next.serving {
+                let leader = next.leader.map(|leader| leader.number());
+                tracing::info!(node = %inner.me, term = next.term.0, ?leader, serving = next.serving, "leader");
+            }
+            *known = next;
+            true
+        });
+        if let Some(reason) = inner.log.failure() {
+            inner.fatal.set(format!("log: {reason}"));
+        }
+        let changed = tokio::select! {
+            biased;
+            () = inner.stop.cancelled() => return,
+            changed = server.changed() => changed,
+            changed = data.changed(), if is_waiting => changed,
+            () = tokio::time::sleep(look) => Ok(()),
+        };
+        if changed.is_err() {
+            break;
+        }
+    }
+    // openraft has ended by itself: a storage error or a broken invariant.
+    let reason = match &inner.raft.metrics().borrow_watched().running_state {
+        Err(fatal) => fatal.to_string(),
+        Ok(()) => "its Raft core has ended".into(),
+    };
+    view.send_modify(|view| {
+        view.leader = None;
+        view.serving = false;
+    });
+    if !inner.stop.is_cancelled() {
+        inner.fatal.set(reason);
+    }
+}
+
+/// Once the node has failed it stops to lead, vote and acknowledge at once; the process ends it for good.
+pub(super) async fn end_on_fault(inner: Arc<Inner>) {
+    inner.fatal.wait().await;
+    let _ = inner.raft.shutdown().await;
+}
+
+/// Whether nobody has answered for several election timeouts. Slower than the view of who leads, since a node that is cut off
+/// closes its client listener, and two peers that are both busy or starting must not send its clients away.
+fn is_isolated(inner: &Inner) -> bool {
+    inner.peers.last_heard().is_some_and(|at| at.elapsed() > inner.config.election_timeout.1 * 4)
+}
+
+/// Whether a majority still answers this leader.
+fn has_quorum(inner: &Inner, voters: usize, at: Option<TokioInstant>) -> bool {
+    voters <= 1 || at.is_some_and(|at| at.elapsed() <= inner.config.election_timeout.1 * PATIENCE)
+}
+
+/// Shows cards with every known peer, a few times per election timeout, until the node stops.
+pub(super) async fn keep_in_touch(inner: Arc<Inner>) {
+    let mut known = std::collections::BTreeSet::new();
+    let mut talks = FuturesUnordered::new();
+    let mut look = tokio::time::interval(Duration::from_millis(500));
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = inner.stop.cancelled() => return,
+            _ = look.tick() => {
+                for peer in inner.peers.all() {
+                    if known.insert(peer.number) {
+                        talks.push(talk(inner.peers.clone(), peer));
+                    }
+                }
+            }
+            _ = talks.next(), if !talks.is_empty() => {}
+        }
+    }
+}
+
+async fn talk(peers: Arc<Peers>, peer: Arc<Peer>) {
+    let period = peers.config.heartbeat * 2;
+    let patience = peers.config.election_timeout.1.max(Duration::from_millis(200));
+    let mut answers = true;
+    loop {
+        // Said when it changes, not several times a second.
+        match peers.exchange_cards(&peer, Instant::now() + patience).await {
+            Ok(()) if answers => {}
+            Ok(()) => {
+                tracing::info!(peer = peer.number, "peer answers again");
+                answers = true;
+            }
+            Err(failure) if answers => {
+                tracing::info!(peer = peer.number, %failure, "peer does not answer");
+                answers = false;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(period).await;
+    }
+}

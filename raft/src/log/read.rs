@@ -1,0 +1,231 @@
+//! Reading entries and bytes back, from memory or from files.
+//!
+//! What comes from a file is checked again (chain of the header, crc of the payload): damage done since is an error here and
+//! never an answer. Only committed bytes are borrowed from a map; what may still be cut is read as a copy.
+
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+
+use crate::{
+    log::{
+        frame::{Frame, HEADER_BYTES, Header},
+        handle::Shared,
+        index::Lookup,
+        recover::load_table,
+        segment::Segments,
+    },
+    types::{LogIndex, Position},
+};
+
+/// Entries looked up under one lock.
+const LOOKUPS_MAX: u64 = 256;
+
+/// Reads committed bytes of the commit log. Cheap to clone.
+#[derive(Clone)]
+pub struct LogView {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl LogView {
+    /// `len` bytes from `position` on, which must lie within the payload of one committed entry.
+    ///
+    /// Borrowed from a map or from the tail in memory, not copied. Blocks only on a page fault.
+    ///
+    /// # Errors
+    /// `NotFound` if the floor has passed `position`; `InvalidInput` if that is not within one written entry.
+    pub fn read(&self, position: Position, len: usize) -> io::Result<Bytes> {
+        let outside = || {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{len} bytes at position {position} are not within one entry"),
+            )
+        };
+        let end = position.0.checked_add(len as u64).ok_or_else(outside)?;
+        {
+            let state = self.shared.state();
+            if position < state.floor.position {
+                return Err(purged(position));
+            }
+            if end > state.written.0 {
+                return state.tail.slice(position, len).ok_or_else(outside);
+            }
+        }
+        let segments = &self.shared.segments;
+        let segment = segments.borders.below(position);
+        if end > segments.borders.after(position).0 {
+            return Err(outside());
+        }
+        segments.file(segment)?.map_at(position.0 - segment.0, len)
+    }
+
+    /// First position kept.
+    pub fn floor(&self) -> Position {
+        self.shared.state().floor.position
+    }
+
+    /// End of the written log.
+    #[expect(
+        clippy::misnamed_getters,
+        reason = "a view ends where the files do; what is appended and not written is not its business"
+    )]
+    pub fn end(&self) -> Position {
+        self.shared.state().written
+    }
+}
+
+fn purged(position: Position) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("position {position} is below the floor"))
+}
+
+/// What the next round of a read has to do.
+enum Round {
+    Done,
+    Files { at: Vec<Position>, borrow_last: Option<LogIndex>, removals: u64 },
+    Load(crate::log::index::Wanted),
+}
+
+/// Collects entries up to a byte limit.
+struct Collected {
+    frames: Vec<Frame>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Collected {
+    /// False if the limit is reached without this frame.
+    fn push(&mut self, frame: Frame) -> bool {
+        let bytes = self.bytes.saturating_add(frame.payload_len() + HEADER_BYTES);
+        if bytes > self.bytes_max && !self.frames.is_empty() {
+            return false;
+        }
+        self.bytes = bytes;
+        self.frames.push(frame);
+        true
+    }
+}
+
+/// See [`Log::read`](super::Log::read).
+pub(crate) fn read(
+    shared: &Shared,
+    start: LogIndex,
+    end: LogIndex,
+    bytes_max: Option<usize>,
+) -> io::Result<Vec<Frame>> {
+    let mut out = Collected { frames: Vec::new(), bytes: 0, bytes_max: bytes_max.unwrap_or(usize::MAX) };
+    let mut next = start;
+    loop {
+        match plan(shared, &mut next, end, &mut out)? {
+            Round::Done => return Ok(out.frames),
+            Round::Load(wanted) => {
+                let table = load_table(&shared.segments, wanted, shared.checks())?;
+                shared.state().index.install(wanted, table);
+            }
+            Round::Files { at, borrow_last, removals } => {
+                for position in at {
+                    let borrow = borrow_last.is_some_and(|last| next <= last);
+                    let frame = match frame_at(&shared.segments, shared.node.incarnation(), position, borrow) {
+                        Ok(frame) => frame,
+                        // Entries were taken away meanwhile: look again.
+                        Err(_) if shared.state().removals != removals => break,
+                        Err(error) => return Err(error),
+                    };
+                    if frame.id.index != next {
+                        if shared.state().removals != removals {
+                            break;
+                        }
+                        return Err(damaged(format!(
+                            "position {position} holds entry {}, expected index {next}",
+                            frame.id
+                        )));
+                    }
+                    if !out.push(frame) {
+                        return Ok(out.frames);
+                    }
+                    next = LogIndex(next.0 + 1);
+                }
+            }
+        }
+    }
+}
+
+fn plan(shared: &Shared, next: &mut LogIndex, end: LogIndex, out: &mut Collected) -> io::Result<Round> {
+    let state = shared.state();
+    let Some(first) = state.first() else { return Ok(Round::Done) };
+    if *next < first {
+        if let Some(purged) = state.floor.purged {
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("entry {next} is purged, the log starts after {purged}"),
+            ));
+        }
+        *next = first;
+    }
+    let end = end.min(LogIndex(state.last.map_or(0, |last| last.index.0 + 1)));
+    if let Some(tail) = state.tail.first()
+        && *next >= tail
+    {
+        while *next < end {
+            let Some(frame) = state.tail.get(*next) else { break };
+            if !out.push(frame.clone()) {
+                break;
+            }
+            next.0 += 1;
+        }
+        return Ok(Round::Done);
+    }
+    if *next >= end {
+        return Ok(Round::Done);
+    }
+    let stop = end.0.min(next.0 + LOOKUPS_MAX).min(state.tail.first().map_or(u64::MAX, |tail| tail.0));
+    let mut at = Vec::new();
+    for index in next.0..stop {
+        match state.index.lookup(LogIndex(index)) {
+            Lookup::At(position) => at.push(position),
+            Lookup::Unloaded(wanted) if at.is_empty() => return Ok(Round::Load(wanted)),
+            Lookup::Unloaded(_) => break,
+            Lookup::Absent => return Err(damaged(format!("entry {index} is in no index"))),
+        }
+    }
+    Ok(Round::Files { at, borrow_last: state.committed.map(|committed| committed.index), removals: state.removals })
+}
+
+/// Header of the frame at `position`, checked.
+pub(crate) fn header_at(segments: &Segments, incarnation: u32, position: Position) -> io::Result<Header> {
+    let segment = segments.borders.below(position);
+    let bytes = segments.file(segment)?.read_at(position.0 - segment.0, HEADER_BYTES)?;
+    decode(segments, incarnation, position, &bytes)
+}
+
+/// The frame at `position`, checked; `borrow` its payload if the disk can.
+pub(crate) fn frame_at(segments: &Segments, incarnation: u32, position: Position, borrow: bool) -> io::Result<Frame> {
+    let segment = segments.borders.below(position);
+    let file = segments.file(segment)?;
+    let bytes = |offset: u64, len: usize| if borrow { file.map_at(offset, len) } else { file.read_at(offset, len) };
+    let offset = position.0 - segment.0;
+    let header = decode(segments, incarnation, position, &bytes(offset, HEADER_BYTES)?)?;
+    if header.end() > segments.borders.after(segment) {
+        return Err(damaged(format!(
+            "{}: the frame at byte {offset} is longer than the segment",
+            segments.path(segment).display()
+        )));
+    }
+    let payload = bytes(offset + HEADER_BYTES as u64, header.payload_len as usize)?;
+    header
+        .with_payload(payload)
+        .map_err(|error| damaged(format!("{}: byte {offset}: {error}", segments.path(segment).display())))
+}
+
+fn decode(segments: &Segments, incarnation: u32, position: Position, bytes: &[u8]) -> io::Result<Header> {
+    let segment = segments.borders.below(position);
+    let place = || format!("{}: byte {}", segments.path(segment).display(), position.0 - segment.0);
+    let (header, _) = Header::decode(bytes, incarnation).map_err(|error| damaged(format!("{}: {error}", place())))?;
+    if header.place.position != position {
+        return Err(damaged(format!("{}: a frame of position {}", place(), header.place.position)));
+    }
+    Ok(header)
+}
+
+pub(crate) fn damaged(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
