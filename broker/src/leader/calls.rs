@@ -1,0 +1,423 @@
+//! What the leader can be asked, by its own node and by its followers, and how that looks between nodes.
+//!
+//! A call is executed where the leader is ([`super::Leader`]); every other node sends it there. In between it is one byte of kind and the
+//! protobuf of the call's struct, which decodes without copying records. The node that serves the client has checked and normalised
+//! everything, so a call holds words of the house (names, records), not of the wire. Between nodes of one group only: kinds and
+//! tags may change with the version that all nodes run, which the handshake of peers guards.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
+
+use super::{Failure, Leader};
+
+/// A call: its kind on the wire, its answer, and whether it may be repeated.
+pub(crate) trait Call: Message + Default + Clone + 'static {
+    /// What comes back.
+    type Answer: Message + Default;
+    /// First byte between nodes.
+    const KIND: u8;
+    /// May be executed again when the outcome of an earlier try is unknown, because the machine recognises the repeat or
+    /// doing it twice is the same as doing it once.
+    const REPEATABLE: bool;
+
+    /// Does it, on the node that leads.
+    fn execute(&self, leader: &Leader) -> impl Future<Output = Result<Self::Answer, Failure>> + core::marker::Send;
+
+    /// Tells a call that may wait how long it still may.
+    fn set_wait(&mut self, _wait: Duration) {}
+
+    /// The bytes for the leader.
+    fn to_request(&self) -> Bytes {
+        framed(Self::KIND, self)
+    }
+}
+
+/// A message behind a first byte that says what it is.
+pub(crate) fn framed(first: u8, message: &impl Message) -> Bytes {
+    let mut out = BytesMut::with_capacity(1 + message.encoded_len());
+    out.put_u8(first);
+    message.encode(&mut out).expect("the buffer grows as needed");
+    out.freeze()
+}
+
+/// One row per call: number, struct, answer, repeatable.
+macro_rules! calls {
+    ($($kind:literal $name:ident -> $answer:ident by $method:ident, repeatable: $repeatable:literal $(, waits in $wait:ident)?;)*) => {
+        $(impl Call for $name {
+            type Answer = $answer;
+            const KIND: u8 = $kind;
+            const REPEATABLE: bool = $repeatable;
+
+            async fn execute(&self, leader: &Leader) -> Result<$answer, Failure> {
+                leader.$method(self).await
+            }
+
+            $(fn set_wait(&mut self, wait: Duration) {
+                self.$wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            })?
+        })*
+
+        /// Any call, as the leader finds it in a request of a follower.
+        #[derive(Debug)]
+        pub(crate) enum AnyCall {
+            $(
+                #[doc = stringify!($name)]
+                $name($name),
+            )*
+        }
+
+        impl AnyCall {
+            /// Reads a request. `None` if it is none, which only another version or a bug can send.
+            pub fn decode(mut request: Bytes) -> Option<Self> {
+                if request.is_empty() {
+                    return None;
+                }
+                let kind = request.split_to(1)[0];
+                match kind {
+                    $($kind => $name::decode(request).ok().map(Self::$name),)*
+                    _ => None,
+                }
+            }
+
+            /// Does it, and gives the bytes of its answer behind `first`.
+            pub async fn execute(&self, leader: &Leader, first: u8) -> Result<Bytes, Failure> {
+                match self {
+                    $(Self::$name(call) => Ok(framed(first, &call.execute(leader).await?)),)*
+                }
+            }
+        }
+    };
+}
+
+calls! {
+    // The machine knows a repeated send by topic, client, message id and body, and answers it with the first result.
+    1 Send -> Sent by send, repeatable: true;
+    // Every receive has an attempt id; a repeat gets the same deliveries.
+    2 Receive -> Received by receive, repeatable: true, waits in wait_ms;
+    // An ack of what is acked is OK.
+    3 Ack -> Acked by ack, repeatable: true;
+    // The first try may have replaced the receipt, and the repeat would find the old one expired.
+    4 ChangeInvisible -> Changed by change_invisible, repeatable: false;
+    // Keeps the receipt.
+    5 Renew -> Renewed by renew, repeatable: true;
+    6 EnsureTopic -> TopicShape by ensure_topic, repeatable: true;
+    7 EnsureGroup -> GroupShape by ensure_group, repeatable: true;
+    8 CreateTopic -> Done by create_topic, repeatable: true;
+    9 CreateGroup -> Done by create_group, repeatable: true;
+    // A repeat would say that the topic is unknown, though the first try removed it.
+    10 DropTopic -> Done by drop_topic, repeatable: false;
+    11 DropGroup -> Done by drop_group, repeatable: false;
+    12 ListTopics -> Topics by list_topics, repeatable: true;
+    13 ListGroups -> Groups by list_groups, repeatable: true;
+}
+
+/// Store messages of one topic.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Send {
+    #[prost(string, tag = "1")]
+    pub topic: String,
+    #[prost(string, tag = "2")]
+    pub client_id: String,
+    #[prost(message, repeated, tag = "3")]
+    pub messages: Vec<Outgoing>,
+}
+
+/// A normalised message on its way into the log.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Outgoing {
+    #[prost(string, tag = "1")]
+    pub message_id: String,
+    #[prost(fixed32, tag = "2")]
+    pub body_crc: u32,
+    #[prost(fixed64, tag = "3")]
+    pub tag_hash: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub record: Bytes,
+}
+
+/// One result per message, in order.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Sent {
+    #[prost(message, repeated, tag = "1")]
+    pub results: Vec<SentOne>,
+}
+
+/// Where a message stands, or why it does not.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct SentOne {
+    #[prost(uint32, tag = "1")]
+    pub queue: u32,
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    #[prost(message, optional, tag = "3")]
+    pub no: Option<No>,
+}
+
+/// A fault of one entry or of a whole call between nodes.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct No {
+    /// RocketMQ's code.
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    #[prost(string, tag = "2")]
+    pub message: String,
+}
+
+/// Hand out messages, waiting for some up to `wait_ms`.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Receive {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(string, tag = "2")]
+    pub topic: String,
+    #[prost(uint32, tag = "3")]
+    pub max: u32,
+    #[prost(uint64, tag = "4")]
+    pub invisible_ms: u64,
+    #[prost(string, tag = "5")]
+    pub attempt_id: String,
+    #[prost(uint64, tag = "6")]
+    pub wait_ms: u64,
+}
+
+/// What was handed out; nothing if there was nothing.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Received {
+    #[prost(message, repeated, tag = "1")]
+    pub deliveries: Vec<Delivered>,
+    /// Log time of the hand-out.
+    #[prost(uint64, tag = "2")]
+    pub now_ms: u64,
+}
+
+/// One message handed out.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Delivered {
+    #[prost(uint32, tag = "1")]
+    pub queue: u32,
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    #[prost(uint32, tag = "3")]
+    pub attempt: u32,
+    /// The receipt, as text for the client.
+    #[prost(string, tag = "4")]
+    pub handle: String,
+    /// Log time at which it was stored.
+    #[prost(uint64, tag = "5")]
+    pub stored_ms: u64,
+    /// How long it is hidden from others.
+    #[prost(uint64, tag = "6")]
+    pub invisible_ms: u64,
+    #[prost(bytes = "bytes", tag = "7")]
+    pub record: Bytes,
+}
+
+/// These deliveries are done.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Ack {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(string, tag = "2")]
+    pub topic: String,
+    #[prost(string, repeated, tag = "3")]
+    pub handles: Vec<String>,
+}
+
+/// One result per handle, in order.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Acked {
+    #[prost(message, repeated, tag = "1")]
+    pub results: Vec<AckedOne>,
+}
+
+/// Done, or why not.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct AckedOne {
+    #[prost(message, optional, tag = "1")]
+    pub no: Option<No>,
+}
+
+/// Hide a delivery for another time; its receipt is replaced.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ChangeInvisible {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(string, tag = "2")]
+    pub topic: String,
+    #[prost(string, tag = "3")]
+    pub handle: String,
+    #[prost(uint64, tag = "4")]
+    pub invisible_ms: u64,
+}
+
+/// The new receipt.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Changed {
+    #[prost(string, tag = "1")]
+    pub handle: String,
+}
+
+/// Hide deliveries of push consumers for longer; their receipts stay.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Renew {
+    #[prost(string, repeated, tag = "1")]
+    pub handles: Vec<String>,
+    #[prost(uint64, tag = "2")]
+    pub invisible_ms: u64,
+}
+
+/// Per handle: still in flight, so renew it again later.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Renewed {
+    #[prost(bool, repeated, tag = "1")]
+    pub renewed: Vec<bool>,
+}
+
+/// Look up a topic, making it if that is allowed.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct EnsureTopic {
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+/// A topic as routes need it.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct TopicShape {
+    #[prost(uint32, tag = "1")]
+    pub queues: u32,
+    /// `machine::TopicKind` by its persisted number.
+    #[prost(uint32, tag = "2")]
+    pub kind: u32,
+}
+
+/// Look up a consumer group, making it if that is allowed.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct EnsureGroup {
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+/// A consumer group as settings need it.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct GroupShape {
+    #[prost(bool, tag = "1")]
+    pub fifo: bool,
+}
+
+/// Make a topic by hand.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct CreateTopic {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(uint32, tag = "2")]
+    pub queues: u32,
+    #[prost(uint32, tag = "3")]
+    pub kind: u32,
+}
+
+/// Make a consumer group by hand.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct CreateGroup {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(bool, tag = "2")]
+    pub fifo: bool,
+}
+
+/// Remove a topic and everything it holds.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct DropTopic {
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+/// Remove a consumer group and its progress.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct DropGroup {
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+/// It is so.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Done {}
+
+/// All topics, or the one of that name.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ListTopics {
+    #[prost(string, optional, tag = "1")]
+    pub name: Option<String>,
+}
+
+/// Topics with the offsets of their queues.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Topics {
+    #[prost(message, repeated, tag = "1")]
+    pub topics: Vec<TopicDetail>,
+}
+
+/// One topic.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct TopicDetail {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(uint32, tag = "2")]
+    pub kind: u32,
+    #[prost(message, repeated, tag = "3")]
+    pub queues: Vec<Range>,
+}
+
+/// Offsets that a queue holds, end exclusive.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Range {
+    #[prost(uint64, tag = "1")]
+    pub min: u64,
+    #[prost(uint64, tag = "2")]
+    pub end: u64,
+}
+
+/// All consumer groups.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ListGroups {}
+
+/// All consumer groups.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Groups {
+    #[prost(message, repeated, tag = "1")]
+    pub groups: Vec<GroupDetail>,
+}
+
+/// One consumer group.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct GroupDetail {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(bool, tag = "2")]
+    pub fifo: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_survives_the_way_to_the_leader_and_keeps_its_record_uncopied() {
+        let record = Bytes::from(vec![7; 4096]);
+        let outgoing = Outgoing { message_id: "ID".into(), body_crc: 1, tag_hash: 2, record };
+        let call = Send { topic: "t".into(), client_id: "c".into(), messages: vec![outgoing] };
+        let request = call.to_request();
+        let inside = request.as_ptr_range();
+        let Some(AnyCall::Send(back)) = AnyCall::decode(request.clone()) else { panic!("not a send") };
+        assert_eq!(back, call);
+        assert!(inside.contains(&back.messages[0].record.as_ptr()));
+    }
+
+    #[test]
+    fn bytes_that_are_no_call_are_none() {
+        for bytes in [&b""[..], b"\0", b"\xff\x01", b"\x01\xff\xff\xff"] {
+            assert!(AnyCall::decode(Bytes::copy_from_slice(bytes)).is_none(), "{bytes:?}");
+        }
+    }
+}

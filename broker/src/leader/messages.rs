@@ -1,0 +1,366 @@
+//! Messages on the leader: send, receive, ack, change and renew invisible durations.
+
+use std::time::Duration;
+
+use quorate_raft::ProposeError;
+use tokio::{sync::oneshot, time::Instant};
+use tracing::warn;
+
+use super::{
+    Failure, Leader, ToNo,
+    calls::{
+        Ack, Acked, AckedOne, ChangeInvisible, Changed, Delivered, Outgoing, Receive, Received, Renew, Renewed, Send,
+        Sent, SentOne,
+    },
+    mismatched,
+    names::{GroupFacts, TopicFacts},
+    propose::Outcome,
+};
+use crate::{
+    machine::{
+        self, AttemptKey, Command, Delivery, GroupId, Handle, QueueId, Refusal, Reply, SendKey, TopicId, TopicKind,
+    },
+    replica::Applied,
+};
+
+/// How soon a receive looks again when a plan came to nothing, so that no mistake of planning becomes a busy loop.
+const SECOND_LOOK: Duration = Duration::from_millis(100);
+
+impl Leader {
+    /// Stores messages of one topic, all in one queue and in their order.
+    ///
+    /// One result per message. A failure of the whole call is `NotLeader` or `Overloaded` only if no message was handed to the log.
+    pub async fn send(&self, call: &Send) -> Result<Sent, Failure> {
+        let topic = self.topic(&call.topic).await?;
+        match topic.kind {
+            TopicKind::Normal | TopicKind::Any => {}
+            kind @ (TopicKind::Fifo | TopicKind::Delay | TopicKind::Transaction) => {
+                return Err(Failure::TopicTakes(kind));
+            }
+        }
+        let queue = self.planner.next_queue(topic.queues);
+        let mut receipts = Vec::with_capacity(1);
+        for part in parts(&call.messages, self.config.limits.batch_bytes_max) {
+            let command = |message: &Outgoing| send_command(topic.id, queue, &call.client_id, message);
+            let submitted = self.proposer.submit(part.iter().map(command).collect());
+            let failed = submitted.is_err();
+            receipts.push(submitted);
+            if failed {
+                break;
+            }
+        }
+        if cfg!(feature = "mutant-ack-before-commit") {
+            return Ok(planted_answer(call, queue));
+        }
+        let applied = together(receipts).await?;
+        Ok(Sent {
+            results: applied
+                .into_iter()
+                .flat_map(|applied| applied.replies)
+                .map(|reply| sent_one(reply, self.to_no))
+                .collect(),
+        })
+    }
+
+    /// Hands out messages, waiting for some as long as the call says. Empty if none came.
+    ///
+    /// Dropped after the hand-out was proposed, the messages stay hidden until their time runs out; the same attempt id gets them back.
+    pub async fn receive(&self, call: &Receive) -> Result<Received, Failure> {
+        let until = Instant::now() + Duration::from_millis(call.wait_ms);
+        let (topic, group) = (self.topic(&call.topic).await?, self.consumer_group(&call.group).await?);
+        if group.fifo {
+            return Err(Failure::OrderedGroup);
+        }
+        let attempt = AttemptKey::new(&call.attempt_id);
+        let max = u16::try_from(call.max).unwrap_or(u16::MAX).max(1);
+        let lane = self.planner.lane(group.id, topic.id);
+        let mut leadership = self.group.leader();
+        let mut parked = None;
+        loop {
+            let woken = self.shared.waiters().wait(topic.id, group.id);
+            let released = lane.released();
+            let now = self.clock.now();
+            let (ready, repeat, timeout) = self.shared.read(|machine| {
+                (
+                    machine.ready(group.id, topic.id, now),
+                    machine.attempt_in_flight(group.id, topic.id, attempt, now),
+                    machine.next_timeout(group.id, topic.id),
+                )
+            });
+            let mut look_again = timeout.map(|at| at.since(now).max(SECOND_LOOK / 4));
+            if let Some(claim) = lane.claim(ready, max, topic.queues, repeat) {
+                let command = Command::Receive(machine::Receive {
+                    group: group.id,
+                    topic: topic.id,
+                    max,
+                    invisible_ms: call.invisible_ms,
+                    first_queue: claim.first_queue,
+                    attempt: Some(attempt),
+                });
+                let received = self.hand_out(command, topic, group).await?;
+                if !received.deliveries.is_empty() {
+                    return Ok(received);
+                }
+                look_again = Some(SECOND_LOOK);
+            }
+            if Instant::now() >= until {
+                return Ok(Received { deliveries: Vec::new(), now_ms: now.0 });
+            }
+            if parked.is_none() {
+                parked = Some(self.park()?);
+            }
+            let again = look_again.map_or(until, |wait| until.min(Instant::now() + wait));
+            tokio::select! {
+                () = woken => {}
+                () = released => {}
+                () = tokio::time::sleep_until(again) => {}
+                changed = leadership.changed() => {
+                    let view = *leadership.borrow_and_update();
+                    if changed.is_err() || !view.serving {
+                        return Err(ProposeError::NotLeader { leader: view.leader }.into());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes one of the places for receives that wait.
+    fn park(&self) -> Result<impl Drop + use<'_>, Failure> {
+        let max = i64::try_from(self.config.limits.parked_receives_max).unwrap_or(i64::MAX);
+        if self.metrics.parked.value() >= max {
+            return Err(ProposeError::Overloaded.into());
+        }
+        Ok(self.metrics.parked.hold())
+    }
+
+    /// Proposes a receive and reads what it handed out.
+    async fn hand_out(&self, command: Command, topic: TopicFacts, group: GroupFacts) -> Result<Received, Failure> {
+        let (reply, Applied { now, .. }) = self.propose_one(command).await?;
+        let Reply::Received { deliveries } = reply else { mismatched(&reply) };
+        let places: Vec<_> = deliveries.iter().map(|delivery| (delivery.queue, delivery.offset)).collect();
+        // Reads files from a request task: the pages were just written or are about to be read in order, and a thread hop per
+        // receive costs more than the rare page fault.
+        let records = self.shared.records(topic.id, &places).map_err(|error| Failure::Unreadable(error.to_string()))?;
+        let mut bytes = 0;
+        let mut received = Received { deliveries: Vec::with_capacity(deliveries.len()), now_ms: now.0 };
+        let mut excess = Vec::new();
+        for (delivery, record) in deliveries.into_iter().zip(records) {
+            // Retention has passed it between the hand-out and the read; there is nothing to deliver.
+            let Some(record) = record else { continue };
+            bytes += record.bytes.len() as u64;
+            if bytes > self.config.limits.receive_bytes_max && !received.deliveries.is_empty() {
+                excess.push(delivery);
+                continue;
+            }
+            received.deliveries.push(Delivered {
+                queue: u32::from(delivery.queue.0),
+                offset: delivery.offset.0,
+                attempt: delivery.attempt,
+                handle: delivery.handle.to_text(self.cluster),
+                stored_ms: record.stored_at.0,
+                invisible_ms: u64::try_from(delivery.visible_at.since(now).as_millis()).unwrap_or(u64::MAX),
+                record: record.bytes,
+            });
+        }
+        self.give_back(group.id, excess);
+        Ok(received)
+    }
+
+    /// Shows deliveries again that did not fit the answer. Their attempt has been counted; if this is not taken, they come back
+    /// when their time runs out.
+    fn give_back(&self, group: GroupId, excess: Vec<Delivery>) {
+        if excess.is_empty() {
+            return;
+        }
+        let show = |delivery: Delivery| {
+            Command::ChangeInvisible(machine::ChangeInvisible {
+                group,
+                handle: delivery.handle,
+                invisible_ms: 0,
+                renew: false,
+            })
+        };
+        if let Err(error) = self.proposer.submit(excess.into_iter().map(show).collect()) {
+            warn!(%error, "deliveries that did not fit an answer stay hidden until their time runs out");
+        }
+    }
+
+    /// Marks deliveries as done. One result per handle.
+    pub async fn ack(&self, call: &Ack) -> Result<Acked, Failure> {
+        let (topic, group) = self.known(&call.topic, &call.group)?;
+        let mut results: Vec<Option<Refusal>> = Vec::with_capacity(call.handles.len());
+        let mut entries = Vec::with_capacity(call.handles.len());
+        for text in &call.handles {
+            match self.handle(text, topic, group) {
+                Ok(handle) => {
+                    entries.push(handle);
+                    results.push(None);
+                }
+                Err(refusal) => results.push(Some(refusal)),
+            }
+        }
+        if !entries.is_empty() {
+            let (reply, _) = self.propose_one(Command::Ack(machine::Ack { group, entries })).await?;
+            let Reply::Acked { results: applied } = reply else { mismatched(&reply) };
+            let parsed = results.iter_mut().filter(|result| result.is_none());
+            for (result, applied) in parsed.zip(applied) {
+                *result = applied.err();
+            }
+        }
+        Ok(Acked { results: results.into_iter().map(|refusal| AckedOne { no: refusal.map(self.to_no) }).collect() })
+    }
+
+    /// Hides a delivery for another time and gives its new receipt.
+    pub async fn change_invisible(&self, call: &ChangeInvisible) -> Result<Changed, Failure> {
+        let (topic, group) = self.known(&call.topic, &call.group)?;
+        let handle = self.handle(&call.handle, topic, group)?;
+        let change = machine::ChangeInvisible { group, handle, invisible_ms: call.invisible_ms, renew: false };
+        match self.propose_one(Command::ChangeInvisible(change)).await? {
+            (Reply::Changed { handle, .. }, _) => Ok(Changed { handle: handle.to_text(self.cluster) }),
+            (reply, _) => mismatched(&reply),
+        }
+    }
+
+    /// Hides deliveries for longer without replacing their receipts. Per handle: whether it is still in flight.
+    pub async fn renew(&self, call: &Renew) -> Result<Renewed, Failure> {
+        let parsed: Vec<_> = call.handles.iter().map(|text| Handle::parse(text, self.cluster).ok()).collect();
+        let command = |handle: &Handle| {
+            Command::ChangeInvisible(machine::ChangeInvisible {
+                group: handle.group,
+                handle: *handle,
+                invisible_ms: call.invisible_ms,
+                renew: true,
+            })
+        };
+        let applied = self.proposer.propose(parsed.iter().flatten().map(command).collect()).await?;
+        let mut replies = applied.replies.into_iter();
+        let mut renewed = |_| matches!(replies.next(), Some(Reply::Changed { .. }));
+        Ok(Renewed { renewed: parsed.into_iter().map(|handle| handle.is_some_and(&mut renewed)).collect() })
+    }
+
+    /// A receipt handle that belongs to the topic and group of its call.
+    fn handle(&self, text: &str, topic: TopicId, group: GroupId) -> Result<Handle, Refusal> {
+        let handle = Handle::parse(text, self.cluster)?;
+        if handle.topic == topic && handle.group == group { Ok(handle) } else { Err(Refusal::ReceiptInvalid) }
+    }
+}
+
+fn send_command(topic: TopicId, queue: QueueId, client_id: &str, message: &Outgoing) -> Command {
+    Command::Send(machine::Send {
+        topic,
+        queue,
+        key: SendKey::new(topic, client_id, &message.message_id),
+        body_crc: message.body_crc,
+        tag_hash: message.tag_hash,
+        record: message.record.clone().into(),
+    })
+}
+
+fn sent_one(reply: Reply, to_no: ToNo) -> SentOne {
+    match reply {
+        Reply::Sent { queue, offset, duplicate: _ } => {
+            SentOne { queue: u32::from(queue.0), offset: offset.0, no: None }
+        }
+        Reply::Refused(refusal) => SentOne { queue: 0, offset: 0, no: Some(to_no(refusal)) },
+        reply @ (Reply::Received { .. }
+        | Reply::Acked { .. }
+        | Reply::Changed { .. }
+        | Reply::Topic { .. }
+        | Reply::Group { .. }
+        | Reply::Done) => mismatched(&reply),
+    }
+}
+
+/// Cuts the messages of a call into runs of at most `bytes_max`, or one message.
+fn parts(messages: &[Outgoing], bytes_max: u64) -> impl Iterator<Item = &[Outgoing]> {
+    let mut rest = messages;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |message: &&Outgoing| {
+            bytes += message.record.len() as u64;
+            bytes <= bytes_max
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (part, behind) = rest.split_at_checked(count)?;
+        rest = behind;
+        Some(part)
+    })
+}
+
+/// The outcome of a call that went in several submissions: all applied, or the kind of failure that holds for the whole.
+async fn together(
+    receipts: Vec<Result<oneshot::Receiver<Outcome>, ProposeError>>,
+) -> Result<Vec<Applied>, ProposeError> {
+    let mut applied = Vec::with_capacity(receipts.len());
+    let mut failed = None;
+    let count = receipts.len();
+    for (at, receipt) in receipts.into_iter().enumerate() {
+        let outcome = match receipt {
+            Ok(receipt) => receipt.await.unwrap_or(Err(ProposeError::Unknown)),
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(part) => applied.push(part),
+            // One part may be in the log and another not: the whole is unknown, and a repeat of it is recognised.
+            Err(error) if count > 1 && (at > 0 || failed.is_some()) && Some(&error) != failed.as_ref() => {
+                failed = Some(ProposeError::Unknown);
+            }
+            Err(error) => failed = Some(error),
+        }
+    }
+    match failed {
+        None => Ok(applied),
+        Some(error) if applied.is_empty() => Err(error),
+        Some(_) => Err(ProposeError::Unknown),
+    }
+}
+
+/// What the planted bug answers: everything is stored, at offset 0.
+fn planted_answer(call: &Send, queue: QueueId) -> Sent {
+    let stored = SentOne { queue: u32::from(queue.0), offset: 0, no: None };
+    Sent { results: vec![stored; call.messages.len()] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(bytes: usize) -> Outgoing {
+        Outgoing { record: vec![0; bytes].into(), ..Outgoing::default() }
+    }
+
+    #[test]
+    fn a_call_is_cut_into_runs_that_fit_an_entry() {
+        let messages: Vec<_> = [4, 4, 9, 30, 1, 1].map(message).into();
+        let sizes: Vec<usize> = parts(&messages, 10).map(<[_]>::len).collect();
+        assert_eq!(sizes, [2, 1, 1, 2]);
+        assert_eq!(parts(&[], 10).count(), 0);
+    }
+
+    fn receipt(outcome: Outcome) -> Result<oneshot::Receiver<Outcome>, ProposeError> {
+        let (sender, receiver) = oneshot::channel();
+        sender.send(outcome).expect("the receiver is held");
+        Ok(receiver)
+    }
+
+    #[tokio::test]
+    async fn a_call_of_several_parts_is_certain_only_if_all_parts_agree() {
+        let applied = || Applied { now: quorate_proto::time::Timestamp(1), replies: Vec::new() };
+        let not_leader = || ProposeError::NotLeader { leader: None };
+        assert_eq!(
+            together(vec![receipt(Ok(applied())), receipt(Ok(applied()))]).await,
+            Ok(vec![applied(), applied()])
+        );
+        assert_eq!(together(vec![receipt(Err(not_leader()))]).await, Err(not_leader()));
+        assert_eq!(together(vec![Err(ProposeError::Overloaded)]).await, Err(ProposeError::Overloaded));
+        assert_eq!(together(vec![receipt(Err(not_leader())), receipt(Err(not_leader()))]).await, Err(not_leader()));
+        for mixed in [
+            vec![receipt(Ok(applied())), receipt(Err(not_leader()))],
+            vec![receipt(Ok(applied())), Err(ProposeError::Overloaded)],
+            vec![receipt(Err(ProposeError::Unknown)), receipt(Err(not_leader()))],
+            vec![receipt(Err(not_leader())), receipt(Err(ProposeError::Unknown))],
+        ] {
+            assert_eq!(together(mixed).await, Err(ProposeError::Unknown));
+        }
+    }
+}

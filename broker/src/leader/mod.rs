@@ -1,0 +1,112 @@
+//! What only the leader does: plan, stamp, coalesce, propose.
+//!
+//! ```text
+//!   call ─▶ plan (read the machine) ─▶ commands ─▶ proposer ─▶ log ─▶ apply ─▶ replies ─▶ answer
+//! ```
+//! A [`Leader`] stands ready on every node and is used on the one that leads; elsewhere the log answers "not the leader" and nothing
+//! has happened. It never looks at the wire: calls come checked and normalised from `service`, by way of this node or of a follower.
+//! It decides nothing that `apply` does not check again.
+
+pub(crate) mod calls;
+pub(crate) mod clock;
+mod messages;
+mod names;
+mod planner;
+pub(crate) mod propose;
+pub(crate) mod pump;
+mod term;
+
+use std::sync::Arc;
+
+use quorate_raft::{Group, ProposeError};
+
+pub(crate) use self::names::kind_of;
+pub(crate) use self::term::{PeerClocks, RaftLog, TermClock};
+use self::{planner::Planner, propose::Proposer};
+use crate::{
+    config::BrokerConfig,
+    machine::{ClusterHash, Refusal, Reply, TopicKind},
+    metrics::Metrics,
+    replica::{Applied, Replica, Shared},
+};
+
+/// Why a call has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The machine says no; nothing has changed.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The log did not take it, or may have.
+    #[error("{0}")]
+    Propose(ProposeError),
+    /// The topic is for other messages than plain ones.
+    #[error("the topic takes {0:?} messages only; send the message to a topic of type NORMAL or ANY")]
+    TopicTakes(TopicKind),
+    /// The consumer group wants its messages in order.
+    #[error(
+        "the consumer group is ordered (FIFO), and ordered delivery is not implemented by this broker; use another group"
+    )]
+    OrderedGroup,
+    /// A message is stored and could not be read.
+    #[error("a stored message could not be read: {0}")]
+    Unreadable(String),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<ProposeError> for Failure {
+    fn from(error: ProposeError) -> Self {
+        Self::Propose(error)
+    }
+}
+
+/// Turns the machine's "no" about one entry into code and text. Lives in `service`, where the table of codes is.
+pub(crate) type ToNo = fn(Refusal) -> calls::No;
+
+/// Executes calls on the node that leads.
+pub(crate) struct Leader {
+    group: Group<Replica>,
+    shared: Shared,
+    proposer: Proposer,
+    planner: Planner,
+    clock: Arc<TermClock>,
+    config: Arc<BrokerConfig>,
+    cluster: ClusterHash,
+    metrics: Arc<Metrics>,
+    to_no: ToNo,
+}
+
+impl Leader {
+    /// A leader over the node's parts.
+    pub fn new(
+        group: Group<Replica>,
+        shared: Shared,
+        proposer: Proposer,
+        clock: Arc<TermClock>,
+        config: Arc<BrokerConfig>,
+        metrics: Arc<Metrics>,
+        to_no: ToNo,
+    ) -> Self {
+        let cluster = ClusterHash::of(&config.node.cluster);
+        Self { group, shared, proposer, planner: Planner::default(), clock, config, cluster, metrics, to_no }
+    }
+
+    /// Proposes one command and gives its reply; a refusal is a failure.
+    async fn propose_one(&self, command: crate::machine::Command) -> Result<(Reply, Applied), Failure> {
+        let mut applied = self.proposer.propose(vec![command]).await?;
+        let reply = applied.replies.pop().expect("the proposer gives one reply per command");
+        if let Reply::Refused(refusal) = reply {
+            return Err(refusal.into());
+        }
+        Ok((reply, applied))
+    }
+}
+
+/// The machine answered a command with a reply of another command.
+fn mismatched(reply: &Reply) -> ! {
+    unreachable!("the machine's reply does not fit the command: {reply:?}")
+}

@@ -1,0 +1,194 @@
+//! Topics and consumer groups: looked up, made at first use, made and removed by hand, listed.
+//!
+//! Listings confirm the leadership first, so that what was answered before is in them; lookups for a send or receive need not,
+//! because the command that follows is checked by the machine.
+
+use quorate_proto::names::{GroupName, TopicName};
+
+use super::{
+    Failure, Leader,
+    calls::{
+        CreateGroup, CreateTopic, Done, DropGroup, DropTopic, EnsureGroup, EnsureTopic, GroupDetail, GroupShape,
+        Groups, ListGroups, ListTopics, Range, TopicDetail, TopicShape, Topics,
+    },
+    mismatched,
+};
+use crate::{
+    config::Start,
+    machine::{
+        self, Command, GroupId, Machine, PutGroup, PutTopic, QueueId, Refusal, Reply, StartAt, TopicId, TopicKind,
+    },
+};
+
+/// What a send or a receive needs to know of a topic.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TopicFacts {
+    pub id: TopicId,
+    pub queues: u16,
+    pub kind: TopicKind,
+}
+
+/// What a receive needs to know of a group.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GroupFacts {
+    pub id: GroupId,
+    pub fifo: bool,
+}
+
+impl Leader {
+    /// A topic for a route; made if it is unknown and that is allowed.
+    pub async fn ensure_topic(&self, call: &EnsureTopic) -> Result<TopicShape, Failure> {
+        let facts = self.topic(&call.name).await?;
+        Ok(TopicShape { queues: u32::from(facts.queues), kind: facts.kind as u32 })
+    }
+
+    /// A consumer group for settings; made if it is unknown and that is allowed.
+    pub async fn ensure_group(&self, call: &EnsureGroup) -> Result<GroupShape, Failure> {
+        Ok(GroupShape { fifo: self.consumer_group(&call.name).await?.fifo })
+    }
+
+    /// The topic of that name, made if it is unknown and that is allowed.
+    pub(super) async fn topic(&self, name: &str) -> Result<TopicFacts, Failure> {
+        let name = topic_name(name)?;
+        if let Some(found) = self.shared.read(|machine| machine.topic(&name).map(topic_facts)) {
+            return Ok(found);
+        }
+        let topics = &self.config.topics;
+        if !topics.auto_create {
+            return Err(Refusal::TopicNotFound.into());
+        }
+        let put =
+            PutTopic { name, queues: topics.auto_create_queues, kind: TopicKind::Any, auto: true, replace: false };
+        match self.propose_one(Command::PutTopic(put)).await? {
+            (Reply::Topic { id }, _) => {
+                let made = self.shared.read(|machine| machine.topic_by_id(id).map(topic_facts));
+                Ok(made.ok_or(Refusal::TopicNotFound)?)
+            }
+            (reply, _) => mismatched(&reply),
+        }
+    }
+
+    /// The consumer group of that name, made if it is unknown and that is allowed.
+    pub(super) async fn consumer_group(&self, name: &str) -> Result<GroupFacts, Failure> {
+        let name = group_name(name)?;
+        if let Some(found) = self.shared.read(|machine| machine.group(&name).map(group_facts)) {
+            return Ok(found);
+        }
+        if !self.config.groups.auto_create {
+            return Err(Refusal::GroupNotFound.into());
+        }
+        let put = PutGroup { name, fifo: false, start: self.start(), auto: true, replace: false };
+        match self.propose_one(Command::PutGroup(put)).await? {
+            (Reply::Group { id }, _) => Ok(GroupFacts { id, fifo: self.shared.read(|m| is_fifo(m, id)) }),
+            (reply, _) => mismatched(&reply),
+        }
+    }
+
+    /// Both as they are; nothing is made.
+    pub(super) fn known(&self, topic: &str, group: &str) -> Result<(TopicId, GroupId), Failure> {
+        let (topic, group) = (topic_name(topic)?, group_name(group)?);
+        self.shared.read(|machine| {
+            let topic = machine.topic(&topic).ok_or(Refusal::TopicNotFound)?.id();
+            let group = machine.group(&group).ok_or(Refusal::GroupNotFound)?.id();
+            Ok((topic, group))
+        })
+    }
+
+    /// Makes a topic by hand; one that exists and looks the same is the answer too.
+    pub async fn create_topic(&self, call: &CreateTopic) -> Result<Done, Failure> {
+        let put = PutTopic {
+            name: topic_name(&call.name)?,
+            queues: u16::try_from(call.queues).unwrap_or(u16::MAX),
+            kind: kind_of(call.kind),
+            auto: false,
+            replace: false,
+        };
+        self.propose_one(Command::PutTopic(put)).await.map(|_| Done {})
+    }
+
+    /// Makes a consumer group by hand; one that exists and looks the same is the answer too.
+    pub async fn create_group(&self, call: &CreateGroup) -> Result<Done, Failure> {
+        let name = group_name(&call.name)?;
+        let put = PutGroup { name, fifo: call.fifo, start: self.start(), auto: false, replace: false };
+        self.propose_one(Command::PutGroup(put)).await.map(|_| Done {})
+    }
+
+    /// Removes a topic and its messages.
+    pub async fn drop_topic(&self, call: &DropTopic) -> Result<Done, Failure> {
+        let name = topic_name(&call.name)?;
+        self.group.confirm_leadership().await?;
+        let topic = self.shared.read(|m| m.topic(&name).map(machine::Topic::id)).ok_or(Refusal::TopicNotFound)?;
+        self.propose_one(Command::DropTopic(machine::DropTopic { topic })).await.map(|_| Done {})
+    }
+
+    /// Removes a consumer group and its progress.
+    pub async fn drop_group(&self, call: &DropGroup) -> Result<Done, Failure> {
+        let name = group_name(&call.name)?;
+        self.group.confirm_leadership().await?;
+        let group = self.shared.read(|m| m.group(&name).map(machine::Group::id)).ok_or(Refusal::GroupNotFound)?;
+        self.propose_one(Command::DropGroup(machine::DropGroup { group })).await.map(|_| Done {})
+    }
+
+    /// All topics, or one, with the offsets of their queues.
+    pub async fn list_topics(&self, call: &ListTopics) -> Result<Topics, Failure> {
+        self.group.confirm_leadership().await?;
+        let Some(name) = &call.name else {
+            return Ok(Topics { topics: self.shared.read(|machine| machine.topics().map(topic_detail).collect()) });
+        };
+        let name = topic_name(name)?;
+        let topic = self.shared.read(|machine| machine.topic(&name).map(topic_detail)).ok_or(Refusal::TopicNotFound)?;
+        Ok(Topics { topics: vec![topic] })
+    }
+
+    /// All consumer groups.
+    pub async fn list_groups(&self, _call: &ListGroups) -> Result<Groups, Failure> {
+        self.group.confirm_leadership().await?;
+        let detail = |group: &machine::Group| GroupDetail { name: group.name().to_string(), fifo: group.is_fifo() };
+        Ok(Groups { groups: self.shared.read(|machine| machine.groups().map(detail).collect()) })
+    }
+
+    fn start(&self) -> StartAt {
+        match self.config.groups.start {
+            Start::First => StartAt::First,
+            Start::Last => StartAt::Last,
+        }
+    }
+}
+
+/// A topic kind between nodes and back; an unknown number takes everything.
+pub(crate) fn kind_of(number: u32) -> TopicKind {
+    u8::try_from(number).ok().and_then(TopicKind::from_number).unwrap_or(TopicKind::Any)
+}
+
+/// Names in calls were checked where the call came in; a name that is none is a topic nobody has.
+fn topic_name(name: &str) -> Result<TopicName, Refusal> {
+    TopicName::parse(name).map_err(|_| Refusal::TopicNotFound)
+}
+
+fn group_name(name: &str) -> Result<GroupName, Refusal> {
+    GroupName::parse(name).map_err(|_| Refusal::GroupNotFound)
+}
+
+fn topic_facts(topic: &machine::Topic) -> TopicFacts {
+    TopicFacts { id: topic.id(), queues: topic.queues(), kind: topic.kind() }
+}
+
+fn group_facts(group: &machine::Group) -> GroupFacts {
+    GroupFacts { id: group.id(), fifo: group.is_fifo() }
+}
+
+fn is_fifo(machine: &Machine, id: GroupId) -> bool {
+    machine.group_by_id(id).is_some_and(machine::Group::is_fifo)
+}
+
+fn topic_detail(topic: &machine::Topic) -> TopicDetail {
+    let range = |queue| {
+        let (min, end) = topic.range(QueueId(queue)).unwrap_or_default();
+        Range { min: min.0, end: end.0 }
+    };
+    TopicDetail {
+        name: topic.name().to_string(),
+        kind: topic.kind() as u32,
+        queues: (0..topic.queues()).map(range).collect(),
+    }
+}

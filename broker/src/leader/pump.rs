@@ -1,0 +1,119 @@
+//! What the leader does on its own from time to time: moves the floor when the log is too long or too old, and keeps log time
+//! honest. Runs on every node, so that a new leader starts from fresh notes; only the leader proposes.
+
+use std::{sync::Arc, time::Duration};
+
+use quorate_proto::time::Timestamp;
+use quorate_raft::{Group, Position, ProposeError};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use super::{PeerClocks, TermClock};
+use crate::{
+    config::BrokerConfig,
+    replica::{Replica, Shared},
+};
+
+/// How often the pump looks.
+const TICK: Duration = Duration::from_millis(500);
+/// How often a leader compares its clock with its peers'.
+const COMPARE_CLOCKS: Duration = Duration::from_secs(30);
+
+/// The pump of one node.
+pub(crate) struct Pump {
+    /// The log.
+    pub group: Group<Replica>,
+    /// The machine.
+    pub shared: Shared,
+    /// Log time.
+    pub clock: Arc<TermClock>,
+    /// The other nodes' clocks.
+    pub peers: Arc<dyn PeerClocks>,
+    /// How much is kept.
+    pub config: Arc<BrokerConfig>,
+}
+
+impl Pump {
+    /// Works until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let leadership = self.group.leader();
+        let mut compared: Option<(quorate_raft::Term, Instant)> = None;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            self.clock.follow(self.shared.log_now());
+            let view = *leadership.borrow();
+            if !view.serving {
+                continue;
+            }
+            if compared.is_none_or(|(term, at)| term != view.term || at.elapsed() > COMPARE_CLOCKS) {
+                self.clock.compare(self.peers.as_ref()).await;
+                compared = Some((view.term, Instant::now()));
+            }
+            self.move_floor().await;
+        }
+    }
+
+    /// Proposes a higher floor if retention asks for one.
+    async fn move_floor(&self) {
+        let (retention, segment) = (&self.config.retention, self.config.storage.segment_bytes);
+        let status = self.group.status();
+        let by_size = floor_by_size(status.end, retention.log_bytes_max, segment);
+        let by_age = (!retention.age_max.is_zero()).then(|| self.floor_by_age(retention.age_max)).flatten();
+        let Some(floor) = by_size.max(by_age).filter(|floor| *floor >= Position(status.floor.0 + segment)) else {
+            return;
+        };
+        match self.group.propose_floor(floor).await {
+            Ok(()) => info!(%floor, "floor moved"),
+            // Proposed again at the next tick, here or by the next leader.
+            Err(ProposeError::NotLeader { .. } | ProposeError::Overloaded | ProposeError::Unknown) => {
+                debug!(%floor, "floor not moved");
+            }
+            Err(error @ (ProposeError::TooLarge(_) | ProposeError::Stopped(_))) => {
+                debug!(%floor, %error, "floor not moved")
+            }
+        }
+    }
+
+    /// The border behind which everything is younger than `age_max`.
+    fn floor_by_age(&self, age_max: Duration) -> Option<Position> {
+        let now = self.clock.now();
+        let age_ms = u64::try_from(age_max.as_millis()).unwrap_or(u64::MAX);
+        let cutoff = Timestamp(now.0.checked_sub(age_ms)?);
+        self.shared.read(|machine| machine.border_at(cutoff))
+    }
+}
+
+/// The lowest floor with which a log that ends at `end` takes at most `bytes_max`, rounded so that the segment border below it will
+/// do. `None` if nothing has to go.
+fn floor_by_size(end: Position, bytes_max: u64, segment_bytes: u64) -> Option<Position> {
+    if bytes_max == 0 {
+        return None;
+    }
+    let over = end.0.checked_sub(bytes_max).filter(|over| *over > 0)?;
+    Some(Position(over.div_ceil(segment_bytes) * segment_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_within_its_size_keeps_everything() {
+        assert_eq!(floor_by_size(Position(100), 0, 10), None);
+        assert_eq!(floor_by_size(Position(100), 100, 10), None);
+        assert_eq!(floor_by_size(Position(5), 100, 10), None);
+    }
+
+    #[test]
+    fn a_log_over_its_size_loses_whole_segments_until_it_fits() {
+        assert_eq!(floor_by_size(Position(101), 100, 10), Some(Position(10)));
+        assert_eq!(floor_by_size(Position(110), 100, 10), Some(Position(10)));
+        assert_eq!(floor_by_size(Position(111), 100, 10), Some(Position(20)));
+    }
+}

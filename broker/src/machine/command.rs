@@ -1,0 +1,474 @@
+//! What the leader asks the log for, and its bytes.
+//!
+//! One Raft entry is one [`Batch`]: the stamp of the leader and every command that waited when the proposer was free. The
+//! codec is written by hand, little endian; the numbers below stand on disk and are never reused.
+//!
+//! ```text
+//! batch     version 1 (1) | stamp, ms since 1970 (8) | count (4) | commands …
+//! command   kind (1) | fields in the order of the struct
+//! Send      topic 4 | queue 2 | key 16 | body crc32c 4 | tag hash 8 | record size 4 | stamp 8 | record
+//! ```
+//! The stamp is repeated before every record, so that a consume queue's pointer leads to the record *and* to its store time
+//! without reading the head of the batch. `decode` never panics; records are slices of the input, not copies.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use quorate_proto::{
+    names::{GroupName, TopicName},
+    time::Timestamp,
+};
+
+use super::{
+    codec::{DecodeError, Reader, put_text},
+    dedup::SendKey,
+    feature::pop::AttemptKey,
+    handle::Handle,
+    ids::{GroupId, QueueId, QueueOffset, TopicId},
+    record::Record,
+};
+
+const VERSION: u8 = 1;
+
+const SEND: u8 = 1;
+const RECEIVE: u8 = 2;
+const ACK: u8 = 3;
+const CHANGE_INVISIBLE: u8 = 4;
+const COMMIT_OFFSET: u8 = 5;
+const RESET_OFFSET: u8 = 6;
+const PUT_TOPIC: u8 = 7;
+const DROP_TOPIC: u8 = 8;
+const PUT_GROUP: u8 = 9;
+const DROP_GROUP: u8 = 10;
+
+/// Bytes of an encoded [`Send`] without its record.
+const SEND_BYTES: usize = 1 + 4 + 2 + 16 + 4 + 8 + 4 + 8;
+
+/// What one Raft entry holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Batch {
+    /// The leader's log time; never below the stamp of an earlier batch (LAW-CLOCK).
+    pub now: Timestamp,
+    /// Executed in this order.
+    pub commands: Vec<Command>,
+}
+
+/// One wish to the machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// Store a message.
+    Send(Send),
+    /// Hand out messages.
+    Receive(Receive),
+    /// Messages are done.
+    Ack(Ack),
+    /// Hide a delivery for another time than it was handed out for.
+    ChangeInvisible(ChangeInvisible),
+    /// Everything before an offset is done.
+    CommitOffset(CommitOffset),
+    /// Continue at an offset, whatever was done.
+    ResetOffset(ResetOffset),
+    /// Make or change a topic.
+    PutTopic(PutTopic),
+    /// Remove a topic and everything it holds.
+    DropTopic(DropTopic),
+    /// Make or change a consumer group.
+    PutGroup(PutGroup),
+    /// Remove a consumer group and its progress.
+    DropGroup(DropGroup),
+}
+
+/// Stores a message at the end of a queue.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Send {
+    /// Its topic.
+    pub topic: TopicId,
+    /// The queue, chosen by the leader.
+    pub queue: QueueId,
+    /// What a repeat of this send is recognised by.
+    pub key: SendKey,
+    /// crc32c of the body: the same key with another body is another message.
+    pub body_crc: u32,
+    /// [`super::record::tag_hash`] of its tag.
+    pub tag_hash: u64,
+    /// The normalised message; not empty.
+    pub record: Record,
+}
+
+/// Hands out up to `max` messages of a topic to a consumer of a group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Receive {
+    /// The consumer group.
+    pub group: GroupId,
+    /// The topic.
+    pub topic: TopicId,
+    /// Most messages to hand out.
+    pub max: u16,
+    /// How long they are hidden from the rest of the group, from the batch's stamp on.
+    pub invisible_ms: u64,
+    /// Queue to look at first; the others follow in order (taken modulo the number of queues).
+    pub first_queue: QueueId,
+    /// Names this attempt to receive: a repeat gets what is still in flight of the first answer.
+    pub attempt: Option<AttemptKey>,
+}
+
+/// Says that deliveries are done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ack {
+    /// The group the consumer belongs to.
+    pub group: GroupId,
+    /// Their receipt handles.
+    pub entries: Vec<Handle>,
+}
+
+/// Hides a delivery for `invisible_ms` more, counted from the batch's stamp; 0 shows it at once.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ChangeInvisible {
+    /// The group the consumer belongs to.
+    pub group: GroupId,
+    /// Its receipt handle.
+    pub handle: Handle,
+    /// New duration.
+    pub invisible_ms: u64,
+    /// Keep the receipt handle valid (the server prolongs on the consumer's behalf) instead of issuing a new one.
+    pub renew: bool,
+}
+
+/// Counts everything before `offset` as done. Never goes back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CommitOffset {
+    /// The consumer group.
+    pub group: GroupId,
+    /// The topic.
+    pub topic: TopicId,
+    /// The queue.
+    pub queue: QueueId,
+    /// First offset that is not done.
+    pub offset: QueueOffset,
+}
+
+/// Continues at `offset`, forwards or back. What is in flight in the queue is forgotten.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ResetOffset {
+    /// The consumer group.
+    pub group: GroupId,
+    /// The topic.
+    pub topic: TopicId,
+    /// The queue.
+    pub queue: QueueId,
+    /// Next offset to hand out.
+    pub offset: QueueOffset,
+}
+
+/// What messages a topic takes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum TopicKind {
+    /// Plain messages.
+    Normal = 1,
+    /// Messages with a message group, in order.
+    Fifo = 2,
+    /// Messages with a delivery timestamp.
+    Delay = 3,
+    /// Half messages.
+    Transaction = 4,
+    /// All of them.
+    Any = 5,
+}
+
+/// Makes a topic, or changes one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PutTopic {
+    /// Its name.
+    pub name: TopicName,
+    /// How many queues; may grow later, never shrink.
+    pub queues: u16,
+    /// What it takes.
+    pub kind: TopicKind,
+    /// Made because a client asked for its route: an existing topic is the answer, whatever it looks like.
+    pub auto: bool,
+    /// Change the topic if it exists and differs.
+    pub replace: bool,
+}
+
+/// Removes a topic.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DropTopic {
+    /// Its number.
+    pub topic: TopicId,
+}
+
+/// Where a group begins in a topic that it has never received from.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum StartAt {
+    /// At the first message kept.
+    First = 1,
+    /// Behind the last message there is at its first receive.
+    Last = 2,
+}
+
+/// Makes a consumer group, or changes one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PutGroup {
+    /// Its name.
+    pub name: GroupName,
+    /// Deliver in order.
+    pub fifo: bool,
+    /// Where it begins.
+    pub start: StartAt,
+    /// Made because a client used it: an existing group is the answer, whatever it looks like.
+    pub auto: bool,
+    /// Change the group if it exists and differs.
+    pub replace: bool,
+}
+
+/// Removes a consumer group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DropGroup {
+    /// Its number.
+    pub group: GroupId,
+}
+
+impl TopicKind {
+    /// Back from its persisted number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Normal, Self::Fifo, Self::Delay, Self::Transaction, Self::Any]
+            .into_iter()
+            .find(|kind| *kind as u8 == number)
+    }
+}
+
+impl StartAt {
+    /// Back from its persisted number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::First, Self::Last].into_iter().find(|start| *start as u8 == number)
+    }
+}
+
+impl Batch {
+    /// Bytes of an encoded batch without its commands.
+    pub const HEADER_BYTES: usize = 1 + 8 + 4;
+
+    /// The payload of a Raft entry.
+    pub fn encode(&self) -> Bytes {
+        let len = Self::HEADER_BYTES + self.commands.iter().map(Command::encoded_len).sum::<usize>();
+        let mut out = BytesMut::with_capacity(len);
+        out.put_u8(VERSION);
+        out.put_u64_le(self.now.0);
+        out.put_u32_le(u32::try_from(self.commands.len()).expect("a batch is bounded far below 4 billion commands"));
+        for command in &self.commands {
+            command.encode(self.now, &mut out);
+        }
+        debug_assert_eq!(out.len(), len);
+        out.freeze()
+    }
+
+    /// Reads a payload back; every record knows where it stands in it.
+    ///
+    /// # Errors
+    /// Says what is wrong and where. Bytes that raft has checked and that still fail are a bug, not an accident.
+    pub fn decode(payload: Bytes) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(payload);
+        if reader.u8()? != VERSION {
+            return Err(DecodeError { what: "unknown batch version", at: 0 });
+        }
+        let now = Timestamp(reader.u64()?);
+        let count = reader.count(Command::BYTES_MIN)?;
+        let mut commands = Vec::with_capacity(count);
+        for _ in 0..count {
+            commands.push(Command::decode(now, &mut reader)?);
+        }
+        reader.end()?;
+        Ok(Self { now, commands })
+    }
+}
+
+impl Command {
+    /// Fewest bytes of an encoded command.
+    const BYTES_MIN: usize = 5;
+
+    /// Bytes that this command adds to an encoded batch.
+    pub fn encoded_len(&self) -> usize {
+        match self {
+            Self::Send(send) => SEND_BYTES + send.record.bytes().len(),
+            Self::Receive(receive) => 1 + 4 + 4 + 2 + 8 + 2 + 1 + if receive.attempt.is_some() { 16 } else { 0 },
+            Self::Ack(ack) => 1 + 4 + 4 + ack.entries.len() * Handle::BYTES,
+            Self::ChangeInvisible(_) => 1 + 4 + Handle::BYTES + 8 + 1,
+            Self::CommitOffset(_) | Self::ResetOffset(_) => 1 + 4 + 4 + 2 + 8,
+            Self::PutTopic(put) => 1 + 1 + put.name.as_str().len() + 2 + 1 + 1 + 1,
+            Self::DropTopic(_) | Self::DropGroup(_) => 1 + 4,
+            Self::PutGroup(put) => 1 + 1 + put.name.as_str().len() + 1 + 1 + 1 + 1,
+        }
+    }
+
+    fn encode(&self, now: Timestamp, out: &mut BytesMut) {
+        match self {
+            Self::Send(send) => {
+                out.put_u8(SEND);
+                out.put_u32_le(send.topic.0);
+                out.put_u16_le(send.queue.0);
+                out.put_u128_le(send.key.0);
+                out.put_u32_le(send.body_crc);
+                out.put_u64_le(send.tag_hash);
+                let bytes = send.record.bytes();
+                out.put_u32_le(u32::try_from(bytes.len()).expect("a message is bounded far below 4 GiB"));
+                out.put_u64_le(now.0);
+                out.put_slice(bytes);
+            }
+            Self::Receive(receive) => {
+                out.put_u8(RECEIVE);
+                out.put_u32_le(receive.group.0);
+                out.put_u32_le(receive.topic.0);
+                out.put_u16_le(receive.max);
+                out.put_u64_le(receive.invisible_ms);
+                out.put_u16_le(receive.first_queue.0);
+                out.put_u8(u8::from(receive.attempt.is_some()));
+                if let Some(attempt) = receive.attempt {
+                    out.put_u128_le(attempt.0);
+                }
+            }
+            Self::Ack(ack) => {
+                out.put_u8(ACK);
+                out.put_u32_le(ack.group.0);
+                out.put_u32_le(u32::try_from(ack.entries.len()).expect("an ack is bounded by a request"));
+                for handle in &ack.entries {
+                    handle.encode(out);
+                }
+            }
+            Self::ChangeInvisible(change) => {
+                out.put_u8(CHANGE_INVISIBLE);
+                out.put_u32_le(change.group.0);
+                change.handle.encode(out);
+                out.put_u64_le(change.invisible_ms);
+                out.put_u8(u8::from(change.renew));
+            }
+            Self::CommitOffset(CommitOffset { group, topic, queue, offset }) => {
+                out.put_u8(COMMIT_OFFSET);
+                put_place(out, *group, *topic, *queue, *offset);
+            }
+            Self::ResetOffset(ResetOffset { group, topic, queue, offset }) => {
+                out.put_u8(RESET_OFFSET);
+                put_place(out, *group, *topic, *queue, *offset);
+            }
+            Self::PutTopic(put) => {
+                out.put_u8(PUT_TOPIC);
+                put_text(out, put.name.as_str());
+                out.put_u16_le(put.queues);
+                out.put_u8(put.kind as u8);
+                out.put_u8(u8::from(put.auto));
+                out.put_u8(u8::from(put.replace));
+            }
+            Self::DropTopic(drop) => {
+                out.put_u8(DROP_TOPIC);
+                out.put_u32_le(drop.topic.0);
+            }
+            Self::PutGroup(put) => {
+                out.put_u8(PUT_GROUP);
+                put_text(out, put.name.as_str());
+                out.put_u8(u8::from(put.fifo));
+                out.put_u8(put.start as u8);
+                out.put_u8(u8::from(put.auto));
+                out.put_u8(u8::from(put.replace));
+            }
+            Self::DropGroup(drop) => {
+                out.put_u8(DROP_GROUP);
+                out.put_u32_le(drop.group.0);
+            }
+        }
+    }
+
+    fn decode(now: Timestamp, reader: &mut Reader) -> Result<Self, DecodeError> {
+        let at = reader.at();
+        let command = match reader.u8()? {
+            SEND => Self::Send(decode_send(now, reader)?),
+            RECEIVE => Self::Receive(Receive {
+                group: GroupId(reader.u32()?),
+                topic: TopicId(reader.u32()?),
+                max: reader.u16()?,
+                invisible_ms: reader.u64()?,
+                first_queue: QueueId(reader.u16()?),
+                attempt: if reader.flag()? { Some(AttemptKey(reader.u128()?)) } else { None },
+            }),
+            ACK => {
+                let group = GroupId(reader.u32()?);
+                let count = reader.count(Handle::BYTES)?;
+                let entries = (0..count).map(|_| Handle::decode(reader)).collect::<Result<_, _>>()?;
+                Self::Ack(Ack { group, entries })
+            }
+            CHANGE_INVISIBLE => Self::ChangeInvisible(ChangeInvisible {
+                group: GroupId(reader.u32()?),
+                handle: Handle::decode(reader)?,
+                invisible_ms: reader.u64()?,
+                renew: reader.flag()?,
+            }),
+            COMMIT_OFFSET => {
+                let (group, topic, queue, offset) = take_place(reader)?;
+                Self::CommitOffset(CommitOffset { group, topic, queue, offset })
+            }
+            RESET_OFFSET => {
+                let (group, topic, queue, offset) = take_place(reader)?;
+                Self::ResetOffset(ResetOffset { group, topic, queue, offset })
+            }
+            PUT_TOPIC => Self::PutTopic(PutTopic {
+                name: reader.text(TopicName::parse, "not a topic name")?,
+                queues: reader.u16()?,
+                kind: take_kind(reader)?,
+                auto: reader.flag()?,
+                replace: reader.flag()?,
+            }),
+            DROP_TOPIC => Self::DropTopic(DropTopic { topic: TopicId(reader.u32()?) }),
+            PUT_GROUP => Self::PutGroup(PutGroup {
+                name: reader.text(GroupName::parse, "not a consumer group name")?,
+                fifo: reader.flag()?,
+                start: take_start(reader)?,
+                auto: reader.flag()?,
+                replace: reader.flag()?,
+            }),
+            DROP_GROUP => Self::DropGroup(DropGroup { group: GroupId(reader.u32()?) }),
+            _ => return Err(DecodeError { what: "unknown command", at }),
+        };
+        Ok(command)
+    }
+}
+
+fn decode_send(now: Timestamp, reader: &mut Reader) -> Result<Send, DecodeError> {
+    let topic = TopicId(reader.u32()?);
+    let queue = QueueId(reader.u16()?);
+    let key = SendKey(reader.u128()?);
+    let body_crc = reader.u32()?;
+    let tag_hash = reader.u64()?;
+    let size = reader.u32()?;
+    if reader.u64()? != now.0 {
+        return Err(reader.error("a record's stamp differs from its batch's"));
+    }
+    if size == 0 {
+        return Err(reader.error("an empty record"));
+    }
+    let at = u32::try_from(reader.at()).map_err(|_| reader.error("a batch larger than 4 GiB"))?;
+    let bytes = reader.slice(size as usize)?;
+    Ok(Send { topic, queue, key, body_crc, tag_hash, record: Record::decoded(bytes, at) })
+}
+
+fn put_place(out: &mut BytesMut, group: GroupId, topic: TopicId, queue: QueueId, offset: QueueOffset) {
+    out.put_u32_le(group.0);
+    out.put_u32_le(topic.0);
+    out.put_u16_le(queue.0);
+    out.put_u64_le(offset.0);
+}
+
+fn take_place(reader: &mut Reader) -> Result<(GroupId, TopicId, QueueId, QueueOffset), DecodeError> {
+    Ok((GroupId(reader.u32()?), TopicId(reader.u32()?), QueueId(reader.u16()?), QueueOffset(reader.u64()?)))
+}
+
+/// A topic kind by its persisted number.
+pub(crate) fn take_kind(reader: &mut Reader) -> Result<TopicKind, DecodeError> {
+    let error = reader.error("unknown topic kind");
+    TopicKind::from_number(reader.u8()?).ok_or(error)
+}
+
+/// A start rule by its persisted number.
+pub(crate) fn take_start(reader: &mut Reader) -> Result<StartAt, DecodeError> {
+    let error = reader.error("unknown start");
+    StartAt::from_number(reader.u8()?).ok_or(error)
+}
+
+#[cfg(test)]
+#[path = "command_test.rs"]
+mod tests;

@@ -1,0 +1,115 @@
+use super::*;
+use crate::machine::{codec::sample, ids::Serial};
+
+fn handle(offset: u64) -> Handle {
+    let (topic, group, queue) = (TopicId(1), GroupId(2), QueueId(3));
+    Handle { topic, group, queue, offset: QueueOffset(offset), serial: Serial(offset + 7), attempt: 1 }
+}
+
+fn send(body: &'static str) -> Command {
+    Command::Send(Send {
+        topic: TopicId(1),
+        queue: QueueId(2),
+        key: SendKey(3),
+        body_crc: 4,
+        tag_hash: 5,
+        record: Bytes::from_static(body.as_bytes()).into(),
+    })
+}
+
+/// One of each, in the order of their numbers.
+fn batch() -> Batch {
+    let (group, topic, queue, offset) = (GroupId(1), TopicId(2), QueueId(3), QueueOffset(4));
+    let name = TopicName::parse("orders").expect("a name");
+    let attempt = Some(AttemptKey(11));
+    Batch {
+        now: Timestamp(1_700_000_000_000),
+        commands: vec![
+            send("hello"),
+            Command::Receive(Receive { group, topic, max: 32, invisible_ms: 60_000, first_queue: queue, attempt }),
+            Command::Receive(Receive { group, topic, max: 1, invisible_ms: 0, first_queue: queue, attempt: None }),
+            Command::Ack(Ack { group, entries: vec![handle(1), handle(2)] }),
+            Command::ChangeInvisible(ChangeInvisible { group, handle: handle(3), invisible_ms: 9, renew: true }),
+            Command::CommitOffset(CommitOffset { group, topic, queue, offset }),
+            Command::ResetOffset(ResetOffset { group, topic, queue, offset }),
+            Command::PutTopic(PutTopic { name, queues: 8, kind: TopicKind::Any, auto: true, replace: false }),
+            Command::DropTopic(DropTopic { topic }),
+            Command::PutGroup(PutGroup {
+                name: GroupName::parse("billing").expect("a name"),
+                fifo: true,
+                start: StartAt::Last,
+                auto: false,
+                replace: true,
+            }),
+            Command::DropGroup(DropGroup { group }),
+            send("world"),
+        ],
+    }
+}
+
+/// What decoding adds to a record is where it stands.
+fn without_places(mut batch: Batch) -> Batch {
+    for command in &mut batch.commands {
+        if let Command::Send(send) = command {
+            send.record = Record::new(send.record.bytes().clone());
+        }
+    }
+    batch
+}
+
+#[test]
+fn a_batch_survives_its_bytes() {
+    let payload = batch().encode();
+    assert_eq!(without_places(Batch::decode(payload).expect("sound bytes")), batch());
+}
+
+#[test]
+fn records_are_slices_of_the_payload_and_know_where_they_stand() {
+    let payload = batch().encode();
+    let decoded = Batch::decode(payload.clone()).expect("sound bytes");
+    for command in decoded.commands {
+        let Command::Send(send) = command else { continue };
+        let at = send.record.at() as usize;
+        assert_eq!(&payload[at..at + send.record.bytes().len()], send.record.bytes());
+        assert_eq!(payload[at..].as_ptr(), send.record.bytes().as_ptr(), "not a copy");
+        let stamp = payload[at - 8..at].try_into().map(u64::from_le_bytes).ok();
+        assert_eq!(stamp, Some(batch().now.0), "the stamp stands before the record");
+    }
+}
+
+#[test]
+fn the_bytes_of_a_batch_are_what_they_were() {
+    let sample = sample("batch-1.bin", &batch().encode());
+    assert_eq!(batch().encode()[..], sample[..], "the format has changed; a new version needs a new number");
+    assert_eq!(Batch::decode(sample.into()).map(without_places), Ok(batch()));
+}
+
+#[test]
+fn every_cut_and_every_flipped_byte_is_an_error_or_another_batch_and_never_a_panic() {
+    let payload = batch().encode();
+    for len in 0..payload.len() {
+        assert!(Batch::decode(payload.slice(..len)).is_err(), "cut at {len}");
+    }
+    for at in 0..payload.len() {
+        for flip in [1, 0x80, 0xFF] {
+            let mut bytes = payload.to_vec();
+            bytes[at] ^= flip;
+            if let Ok(other) = Batch::decode(bytes.clone().into()) {
+                assert_eq!(other.encode()[..], bytes[..], "byte {at}: decoded to something else than it says");
+            }
+        }
+    }
+}
+
+#[test]
+fn bytes_behind_the_end_and_unknown_numbers_are_refused() {
+    let mut payload = batch().encode().to_vec();
+    payload.push(0);
+    assert!(Batch::decode(payload.into()).is_err());
+    let empty = Batch { now: Timestamp(1), commands: Vec::new() };
+    assert_eq!(Batch::decode(empty.encode()), Ok(empty.clone()));
+    let mut unknown = empty.encode().to_vec();
+    unknown[9] = 1;
+    unknown.extend([200, 0, 0, 0, 0]);
+    assert_eq!(Batch::decode(unknown.into()).expect_err("unknown").what, "unknown command");
+}

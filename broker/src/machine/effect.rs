@@ -1,0 +1,192 @@
+//! What comes out of the machine: a reply for whoever asked, and effects for the shell around it.
+//!
+//! A reply is the same on every node. Effects are the only way the machine touches anything outside: the replica carries
+//! them out (consume queue records, files of dropped topics, waking long polls) and may drop those it does not need.
+
+use quorate_proto::time::Timestamp;
+
+use super::{
+    handle::Handle,
+    ids::{GroupId, QueueId, QueueOffset, TopicId},
+    record::Pointer,
+};
+
+/// The answer to one command.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reply {
+    /// A message is stored.
+    Sent {
+        /// Its queue.
+        queue: QueueId,
+        /// Its offset there.
+        offset: QueueOffset,
+        /// It was stored by an earlier command with the same key and body; this is where.
+        duplicate: bool,
+    },
+    /// Messages are handed out; none if there is nothing to hand out.
+    Received {
+        /// In order of queue rotation: first those whose time ran out, then new ones.
+        deliveries: Vec<Delivery>,
+    },
+    /// One result per entry, in order.
+    Acked {
+        /// `Ok` also for what was acked before.
+        results: Vec<Result<(), Refusal>>,
+    },
+    /// A delivery is hidden for another time.
+    Changed {
+        /// The receipt handle that is valid from now on.
+        handle: Handle,
+        /// Until when it is hidden.
+        visible_at: Timestamp,
+    },
+    /// A topic exists.
+    Topic {
+        /// Its number.
+        id: TopicId,
+    },
+    /// A consumer group exists.
+    Group {
+        /// Its number.
+        id: GroupId,
+    },
+    /// Done, and nothing to say about it.
+    Done,
+    /// No, and nothing has changed.
+    Refused(Refusal),
+}
+
+/// One message handed out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Delivery {
+    /// Its queue.
+    pub queue: QueueId,
+    /// Its offset there.
+    pub offset: QueueOffset,
+    /// How often it has been handed out to this group, from 1.
+    pub attempt: u32,
+    /// The receipt for it.
+    pub handle: Handle,
+    /// When it is handed out again unless it is acked before.
+    pub visible_at: Timestamp,
+}
+
+/// A deterministic "no". Nothing has changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refusal {
+    /// No topic with that number, any more.
+    #[error("the topic does not exist; create it first")]
+    TopicNotFound,
+    /// No consumer group with that number, any more.
+    #[error("the consumer group does not exist; create it first")]
+    GroupNotFound,
+    /// The topic has fewer queues.
+    #[error("the topic has no such queue; refresh the route")]
+    QueueNotFound,
+    /// Not a receipt handle, or one of a delivery that never was.
+    #[error("the receipt handle is not valid; use the one that came with the message, unchanged")]
+    ReceiptInvalid,
+    /// A receipt handle of another cluster.
+    #[error("the receipt handle was issued by another cluster; send it there")]
+    ReceiptForeign,
+    /// The message was handed out again since, its receipt was replaced, or (for a change of its duration) it is done.
+    #[error("the receipt handle has expired: the message is done or was handed out again; use the latest handle")]
+    ReceiptExpired,
+    /// The limit of topics that clients bring into being.
+    #[error("{max} topics were created automatically, that is the limit; create this one by hand or delete some")]
+    TooManyAutoTopics {
+        /// The limit.
+        max: u32,
+    },
+    /// The limit of consumer groups that clients bring into being.
+    #[error(
+        "{max} consumer groups were created automatically, that is the limit; create this one by hand or delete some"
+    )]
+    TooManyAutoGroups {
+        /// The limit.
+        max: u32,
+    },
+    /// The limit of topics.
+    #[error("there are {max} topics, that is the limit; delete some")]
+    TooManyTopics {
+        /// The limit.
+        max: u32,
+    },
+    /// The limit of consumer groups.
+    #[error("there are {max} consumer groups, that is the limit; delete some")]
+    TooManyGroups {
+        /// The limit.
+        max: u32,
+    },
+    /// A topic of that name exists and looks different.
+    #[error("the topic exists with other settings; change it explicitly or choose another name")]
+    TopicExists {
+        /// Its number.
+        id: TopicId,
+    },
+    /// A consumer group of that name exists and looks different.
+    #[error("the consumer group exists with other settings; change it explicitly or choose another name")]
+    GroupExists {
+        /// Its number.
+        id: GroupId,
+    },
+    /// No queue, or more than a topic may have.
+    #[error("a topic has 1 to {max} queues")]
+    QueueCount {
+        /// The limit.
+        max: u16,
+    },
+    /// A topic's queues would become fewer.
+    #[error("the topic has {have} queues and cannot shrink, since messages may stand in them; delete and re-create it")]
+    QueuesShrink {
+        /// How many it has.
+        have: u16,
+    },
+    /// An offset outside of what the queue holds.
+    #[error("the queue holds offsets {min} to {end} (exclusive)")]
+    OffsetOutOfRange {
+        /// First offset kept.
+        min: QueueOffset,
+        /// Behind the last one.
+        end: QueueOffset,
+    },
+}
+
+/// Something the shell has to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Append a record to a consume queue. Offsets of a queue come without gaps.
+    Append {
+        /// The topic.
+        topic: TopicId,
+        /// The queue.
+        queue: QueueId,
+        /// Its offset.
+        offset: QueueOffset,
+        /// What stands there.
+        pointer: Pointer,
+    },
+    /// Messages became visible to a group other than by being sent or by time passing.
+    Visible {
+        /// The group.
+        group: GroupId,
+        /// The topic.
+        topic: TopicId,
+    },
+    /// The set of topics, or the shape of one, has changed.
+    TopicsChanged,
+    /// A topic is gone; its files may go.
+    TopicDropped {
+        /// The number it had.
+        topic: TopicId,
+    },
+    /// A queue's first offset has moved up; files below may go.
+    MinMoved {
+        /// The topic.
+        topic: TopicId,
+        /// The queue.
+        queue: QueueId,
+        /// First offset kept.
+        min: QueueOffset,
+    },
+}

@@ -1,0 +1,3 @@
+//! One file per feature: its state, its commands, and how it is saved.
+
+pub mod pop;

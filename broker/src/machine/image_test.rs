@@ -1,0 +1,135 @@
+use quorate_proto::names::{GroupName, TopicName};
+
+use super::*;
+use crate::machine::{
+    Ack, AttemptKey, Command, PutGroup, PutTopic, QueueId, Receive, Reply, Send, SendKey, StartAt, TopicKind,
+    codec::sample,
+};
+
+/// A machine with something in every field.
+fn machine() -> Machine {
+    let mut machine = Machine::default();
+    let mut at = 0;
+    let mut apply = |machine: &mut Machine, command: Command| {
+        at += 1;
+        machine.apply(Timestamp(at * 100), Position(at * 1000), command, &mut Vec::new())
+    };
+    for name in ["orders", "bills"] {
+        let name = TopicName::parse(name).expect("a name");
+        apply(
+            &mut machine,
+            Command::PutTopic(PutTopic { name, queues: 2, kind: TopicKind::Any, auto: true, replace: false }),
+        );
+    }
+    for (name, start) in [("g", StartAt::First), ("h", StartAt::Last)] {
+        let name = GroupName::parse(name).expect("a name");
+        apply(&mut machine, Command::PutGroup(PutGroup { name, fifo: false, start, auto: true, replace: false }));
+    }
+    for number in 0..12u32 {
+        let (topic, queue) = (TopicId(number % 2), QueueId((number / 2 % 2) as u16));
+        let key = SendKey(u128::from(number % 5));
+        let record = Bytes::from_static(b"body").into();
+        apply(&mut machine, Command::Send(Send { topic, queue, key, body_crc: number, tag_hash: 0, record }));
+        if number == 5 || number == 8 {
+            machine.border(Position(u64::from(number) * 10_000));
+        }
+    }
+    for (group, attempt) in [(0, Some("a")), (1, None), (0, Some("b"))] {
+        let receive = Receive {
+            group: GroupId(group),
+            topic: TopicId(0),
+            max: 3,
+            invisible_ms: 10_000,
+            first_queue: QueueId(1),
+            attempt: attempt.map(AttemptKey::new),
+        };
+        let reply = apply(&mut machine, Command::Receive(receive));
+        let Reply::Received { deliveries } = reply else { panic!("{reply:?}") };
+        if let Some(delivery) = deliveries.first() {
+            apply(&mut machine, Command::Ack(Ack { group: GroupId(group), entries: vec![delivery.handle] }));
+        }
+    }
+    machine
+}
+
+fn with_crc(mut body: Vec<u8>) -> Bytes {
+    let crc = crc32c::crc32c(&body);
+    body.extend_from_slice(&crc.to_le_bytes());
+    body.into()
+}
+
+#[test]
+fn an_image_is_the_same_after_a_round_trip() {
+    for machine in [Machine::default(), machine()] {
+        let image = machine.save_image();
+        let loaded = Machine::load_image(image.clone()).expect("sound bytes");
+        assert_eq!(loaded.save_image(), image);
+    }
+}
+
+#[test]
+fn the_bytes_of_an_image_are_what_they_were() {
+    let sample = sample("image-1.bin", &machine().save_image());
+    assert_eq!(machine().save_image()[..], sample[..], "the format has changed; a new version needs a new number");
+}
+
+#[test]
+fn a_damaged_image_is_refused_by_its_checksum() {
+    let image = machine().save_image();
+    for len in 0..image.len() {
+        assert!(Machine::load_image(image.slice(..len)).is_err(), "cut at {len}");
+    }
+    for at in 0..image.len() {
+        let mut bytes = image.to_vec();
+        bytes[at] ^= 0x40;
+        assert!(Machine::load_image(bytes.into()).is_err(), "byte {at}");
+    }
+}
+
+#[test]
+fn a_hostile_image_with_a_sound_checksum_is_refused_or_means_what_it_says() {
+    let image = machine().save_image();
+    let body = &image[..image.len() - 4];
+    let mut refused = 0;
+    for at in 0..body.len() {
+        for flip in [0x01, 0x80, 0xFF] {
+            let mut bytes = body.to_vec();
+            bytes[at] ^= flip;
+            let hostile = with_crc(bytes);
+            match Machine::load_image(hostile.clone()) {
+                Err(_) => refused += 1,
+                Ok(loaded) => assert_eq!(loaded.save_image(), hostile, "byte {at} was understood as something else"),
+            }
+        }
+    }
+    assert!(refused > body.len(), "only {refused} refused");
+    for len in 0..body.len() {
+        assert!(Machine::load_image(with_crc(body[..len].to_vec())).is_err(), "cut at {len}");
+    }
+}
+
+#[test]
+fn parts_and_remembered_sends_make_the_machine_again() {
+    let machine = machine();
+    let parts = machine.save_parts();
+    assert!(parts.windows(2).all(|two| two[0].key < two[1].key), "parts come in the order of their keys");
+    let (first, end) = machine.remembered();
+    let remembered = machine.save_remembered(0);
+    assert_eq!(remembered.len() as u64, (end - first) * REMEMBERED_BYTES as u64);
+    let loaded: Result<Machine, DecodeError> = Machine::load_parts(parts.clone(), |asked_first, asked_end| {
+        assert_eq!((asked_first, asked_end), (first, end));
+        Ok(remembered)
+    });
+    assert_eq!(loaded.map(|loaded| loaded.save_image()), Ok(machine.save_image()));
+    assert!(Machine::load_parts::<DecodeError>(parts, |_, _| Ok(Bytes::new())).is_err());
+}
+
+#[test]
+fn remembered_sends_can_be_saved_from_a_number_on() {
+    let machine = machine();
+    let (_, end) = machine.remembered();
+    let all = machine.save_remembered(0);
+    let last_two = machine.save_remembered(end - 2);
+    assert_eq!(all[all.len() - 2 * REMEMBERED_BYTES..], last_two[..]);
+    assert!(machine.save_remembered(end).is_empty());
+}

@@ -1,0 +1,320 @@
+//! The rules: what every command does to everything a broker group knows.
+//!
+//! ```text
+//!   committed entry ─decode─▶ Batch ─▶ Machine::apply ─▶ Reply    to whoever proposed it
+//!                                           │      └──▶ Effects  consume queue records, wake-ups (replica)
+//!                                  topics · groups (feature/pop) · dedup
+//! ```
+//! Pure: no file, clock, random number, task or log line. Time comes as the stamp in the batch, and nothing outside of
+//! (machine, command) decides anything, so the same log prefix gives the same machine on every node, byte for byte
+//! (LAW-SAME). Time passes by itself: a delivery whose time has run out is found by the next receive, not by a command.
+//! Called by the replica to apply, and by the leader and the services to read.
+
+pub mod codec;
+pub mod command;
+pub mod dedup;
+pub mod effect;
+pub mod feature;
+pub mod groups;
+pub mod handle;
+pub mod ids;
+pub mod image;
+pub mod record;
+pub mod topics;
+
+use std::collections::VecDeque;
+
+use quorate_proto::{
+    names::{GroupName, TopicName},
+    time::Timestamp,
+};
+use quorate_raft::Position;
+
+pub use command::{
+    Ack, Batch, ChangeInvisible, Command, CommitOffset, DropGroup, DropTopic, PutGroup, PutTopic, Receive, ResetOffset,
+    Send, StartAt, TopicKind,
+};
+pub use dedup::{DedupStats, SendKey};
+pub use effect::{Delivery, Effect, Refusal, Reply};
+pub use feature::pop::AttemptKey;
+pub use groups::Group;
+pub use handle::{ClusterHash, Handle};
+pub use ids::{GroupId, QueueId, QueueOffset, Serial, TopicId};
+pub use record::{Pointer, Record, StoredRecord, tag_hash};
+pub use topics::Topic;
+
+use dedup::{Dedup, Place};
+use feature::pop::{Subscription, start_offset};
+use groups::Groups;
+use topics::Topics;
+
+/// How far a group is in one queue.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct QueueProgress {
+    /// Everything before is done.
+    pub committed: QueueOffset,
+    /// First offset never handed out.
+    pub next: QueueOffset,
+    /// Handed out and not done.
+    pub in_flight: u64,
+    /// Not handed out yet.
+    pub behind: u64,
+}
+
+/// What the machine has counted since the group was born; equal on all nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Totals {
+    /// Messages stored.
+    pub sent: u64,
+    /// Hand-outs, repeated ones included.
+    pub delivered: u64,
+    /// Messages acknowledged.
+    pub acked: u64,
+}
+
+/// Everything a broker group knows, bodies excepted.
+#[derive(Clone, Default)]
+pub struct Machine {
+    now: Timestamp,
+    /// The next delivery's serial.
+    issued: Serial,
+    totals: Totals,
+    /// Segment borders above the floor, and the log time when apply came to them. Both rise.
+    borders: VecDeque<(Position, Timestamp)>,
+    topics: Topics,
+    groups: Groups,
+    dedup: Dedup,
+}
+
+impl Machine {
+    /// Executes one command of a batch stamped `now` whose payload begins at `payload` in the commit log.
+    ///
+    /// Appends what is to be done outside to `effects`. A stamp below the last one counts as the last one (LAW-CLOCK).
+    pub fn apply(&mut self, now: Timestamp, payload: Position, command: Command, effects: &mut Vec<Effect>) -> Reply {
+        self.now = self.now.max(now);
+        self.dedup.evict(self.now);
+        let result = match command {
+            Command::Send(send) => self.send(&send, payload, effects),
+            Command::Receive(receive) => self.receive(&receive),
+            Command::Ack(ack) => self.ack(&ack),
+            Command::ChangeInvisible(change) => self.change_invisible(&change, effects),
+            Command::CommitOffset(commit) => self.commit_offset(&commit),
+            Command::ResetOffset(reset) => self.reset_offset(&reset, effects),
+            Command::PutTopic(put) => self.put_topic(&put, effects),
+            Command::DropTopic(drop) => self.drop_topic(drop.topic, effects),
+            Command::PutGroup(put) => self.groups.put(&put).map(|id| Reply::Group { id }),
+            Command::DropGroup(drop) => self.groups.drop_group(drop.group).map(|()| Reply::Done),
+        };
+        result.unwrap_or_else(Reply::Refused)
+    }
+
+    /// Apply has come to a segment border: notes where every queue ends. Doing it again changes nothing.
+    pub fn border(&mut self, border: Position) {
+        if self.borders.back().is_none_or(|(last, _)| *last < border) {
+            self.borders.push_back((border, self.now));
+            self.topics.border(border);
+        }
+    }
+
+    /// The floor has moved: what lies below it is not kept any more. Progress behind it jumps forward.
+    pub fn floor(&mut self, floor: Position, effects: &mut Vec<Effect>) {
+        while self.borders.pop_front_if(|(border, _)| *border <= floor).is_some() {}
+        let groups = &mut self.groups;
+        self.topics.floor(floor, |topic, queue, min| {
+            for group in groups.iter_mut() {
+                if let Some(subscription) = group.subscription_mut(topic) {
+                    subscription.commit(queue, min.0);
+                }
+            }
+            effects.push(Effect::MinMoved { topic, queue, min });
+        });
+    }
+
+    fn send(&mut self, send: &Send, payload: Position, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        let topic = self.topics.by_id_mut(send.topic).ok_or(Refusal::TopicNotFound)?;
+        if let Some(Place { queue, offset }) = self.dedup.check(send.key, send.body_crc) {
+            return Ok(Reply::Sent { queue, offset, duplicate: true });
+        }
+        let offset = topic.append(send.queue)?;
+        let pointer = Pointer {
+            position: Position(payload.0 + u64::from(send.record.at())),
+            size: send.record.bytes().len() as u32,
+            tag_hash: send.tag_hash,
+        };
+        self.dedup.remember(send.key, send.body_crc, Place { queue: send.queue, offset }, self.now);
+        self.totals.sent += 1;
+        effects.push(Effect::Append { topic: send.topic, queue: send.queue, offset, pointer });
+        Ok(Reply::Sent { queue: send.queue, offset, duplicate: false })
+    }
+
+    fn receive(&mut self, receive: &Receive) -> Result<Reply, Refusal> {
+        let topic = self.topics.by_id(receive.topic).ok_or(Refusal::TopicNotFound)?;
+        let group = self.groups.by_id_mut(receive.group).ok_or(Refusal::GroupNotFound)?;
+        let deliveries = group.subscribe(topic).receive(receive, topic, self.now, &mut self.issued);
+        self.totals.delivered += deliveries.len() as u64;
+        Ok(Reply::Received { deliveries })
+    }
+
+    fn ack(&mut self, ack: &Ack) -> Result<Reply, Refusal> {
+        let group = self.groups.by_id_mut(ack.group).ok_or(Refusal::GroupNotFound)?;
+        let mut acked = 0;
+        let results = ack.entries.iter().map(|handle| {
+            let subscription = held_by(group, handle)?;
+            acked += u64::from(subscription.ack(handle, self.issued)?);
+            Ok(())
+        });
+        let results = results.collect();
+        self.totals.acked += acked;
+        Ok(Reply::Acked { results })
+    }
+
+    fn change_invisible(&mut self, change: &ChangeInvisible, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        let group = self.groups.by_id_mut(change.group).ok_or(Refusal::GroupNotFound)?;
+        let visible_at = Timestamp(self.now.0.saturating_add(change.invisible_ms));
+        let subscription = held_by(group, &change.handle)?;
+        let handle = subscription.change(&change.handle, visible_at, change.renew, &mut self.issued)?;
+        effects.push(Effect::Visible { group: change.group, topic: handle.topic });
+        Ok(Reply::Changed { handle, visible_at })
+    }
+
+    fn commit_offset(&mut self, commit: &CommitOffset) -> Result<Reply, Refusal> {
+        let subscription = self.subscription_at(commit.group, commit.topic, commit.queue, commit.offset)?;
+        subscription.commit(commit.queue, commit.offset.0);
+        Ok(Reply::Done)
+    }
+
+    fn reset_offset(&mut self, reset: &ResetOffset, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        let subscription = self.subscription_at(reset.group, reset.topic, reset.queue, reset.offset)?;
+        subscription.reset(reset.queue, reset.offset.0);
+        effects.push(Effect::Visible { group: reset.group, topic: reset.topic });
+        Ok(Reply::Done)
+    }
+
+    /// The subscription in which `offset` is a place that progress can have.
+    fn subscription_at(
+        &mut self,
+        group: GroupId,
+        topic: TopicId,
+        queue: QueueId,
+        offset: QueueOffset,
+    ) -> Result<&mut Subscription, Refusal> {
+        let topic = self.topics.by_id(topic).ok_or(Refusal::TopicNotFound)?;
+        let group = self.groups.by_id_mut(group).ok_or(Refusal::GroupNotFound)?;
+        let (min, end) = topic.range(queue).ok_or(Refusal::QueueNotFound)?;
+        if offset < min || offset > end {
+            return Err(Refusal::OffsetOutOfRange { min, end });
+        }
+        Ok(group.subscribe(topic))
+    }
+
+    fn put_topic(&mut self, put: &PutTopic, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        let (id, changed) = self.topics.put(put)?;
+        if changed {
+            effects.push(Effect::TopicsChanged);
+        }
+        Ok(Reply::Topic { id })
+    }
+
+    fn drop_topic(&mut self, topic: TopicId, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        self.topics.drop_topic(topic)?;
+        self.groups.drop_topic(topic);
+        effects.push(Effect::TopicDropped { topic });
+        effects.push(Effect::TopicsChanged);
+        Ok(Reply::Done)
+    }
+}
+
+/// What others may know.
+impl Machine {
+    /// Log time: the last stamp applied.
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// The topic of that name.
+    pub fn topic(&self, name: &TopicName) -> Option<&Topic> {
+        self.topics.by_name(name)
+    }
+
+    /// The topic of that number.
+    pub fn topic_by_id(&self, id: TopicId) -> Option<&Topic> {
+        self.topics.by_id(id)
+    }
+
+    /// All topics, by number.
+    pub fn topics(&self) -> impl ExactSizeIterator<Item = &Topic> + '_ {
+        self.topics.iter()
+    }
+
+    /// The consumer group of that name.
+    pub fn group(&self, name: &GroupName) -> Option<&Group> {
+        self.groups.by_name(name)
+    }
+
+    /// The consumer group of that number.
+    pub fn group_by_id(&self, id: GroupId) -> Option<&Group> {
+        self.groups.by_id(id)
+    }
+
+    /// All consumer groups, by number.
+    pub fn groups(&self) -> impl ExactSizeIterator<Item = &Group> + '_ {
+        self.groups.iter()
+    }
+
+    /// How many messages a receive at `now` could hand out; 0 for an unknown group or topic.
+    ///
+    /// Counts no more than some hundreds of timed-out ones per queue, so the cost follows the number of queues.
+    pub fn ready(&self, group: GroupId, topic: TopicId, now: Timestamp) -> u64 {
+        let (Some(topic), Some(group)) = (self.topics.by_id(topic), self.groups.by_id(group)) else { return 0 };
+        match group.subscription(topic.id()) {
+            Some(subscription) => subscription.ready(topic, now),
+            None => topic.ranges().map(|(min, end)| end - start_offset((min, end), group.start())).sum(),
+        }
+    }
+
+    /// When the next hidden message becomes visible to the group; that may have passed already.
+    pub fn next_timeout(&self, group: GroupId, topic: TopicId) -> Option<Timestamp> {
+        self.groups.by_id(group)?.subscription(topic)?.next_timeout()
+    }
+
+    /// A receive at `now` under this attempt key would get deliveries again that are still in flight.
+    pub fn attempt_in_flight(&self, group: GroupId, topic: TopicId, attempt: AttemptKey, now: Timestamp) -> bool {
+        let subscription = self.groups.by_id(group).and_then(|group| group.subscription(topic));
+        subscription.is_some_and(|subscription| !subscription.in_flight_of(group, topic, attempt, now).is_empty())
+    }
+
+    /// Offsets that a queue holds, `[min, end)`.
+    pub fn queue_range(&self, topic: TopicId, queue: QueueId) -> Option<(QueueOffset, QueueOffset)> {
+        self.topics.by_id(topic)?.range(queue)
+    }
+
+    /// How far a group is in a queue; `None` if it has never received from the topic.
+    pub fn progress(&self, group: GroupId, topic: TopicId, queue: QueueId) -> Option<QueueProgress> {
+        let (_, end) = self.queue_range(topic, queue)?;
+        self.groups.by_id(group)?.subscription(topic)?.progress(queue, end.0)
+    }
+
+    /// The largest segment border that was crossed at `cutoff` or before: everything below it is older.
+    pub fn border_at(&self, cutoff: Timestamp) -> Option<Position> {
+        let older = self.borders.iter().rev().find(|(_, crossed)| *crossed <= cutoff);
+        older.map(|(border, _)| *border)
+    }
+
+    /// The state of the window of repeats.
+    pub fn dedup_stats(&self) -> DedupStats {
+        self.dedup.stats(self.now)
+    }
+
+    /// What was counted since birth.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+}
+
+/// The subscription that a receipt of `group` belongs to.
+fn held_by<'a>(group: &'a mut Group, handle: &Handle) -> Result<&'a mut Subscription, Refusal> {
+    if handle.group != group.id() {
+        return Err(Refusal::ReceiptInvalid);
+    }
+    group.subscription_mut(handle.topic).ok_or(Refusal::ReceiptInvalid)
+}

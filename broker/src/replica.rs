@@ -1,0 +1,466 @@
+//! The executor of committed entries on one node, and the read side that the leader and the services share.
+//!
+//! ```text
+//!   raft ─entry─▶ Replica::apply ─decode─▶ Machine (write lock, some commands at a time) ─▶ replies ─▶ proposer
+//!                      │ effects
+//!                      ├─▶ consume queues (memory; written in bulk)      ├─▶ waiters (long polls)
+//!                 settle ─▶ checkpoint, once the log is synced that far
+//!
+//!   services ─▶ Shared ─▶ Machine (read lock) · consume queue ─pointer─▶ log ─▶ stored message
+//! ```
+//! No rule of the domain stands here: the machine decides, this file carries out. Applying the same entries again, after a
+//! restart from an image or a checkpoint, gives the same state and the same files.
+//!
+//! Raft's contract has no error for `apply`, since a replica that cannot apply is no replica: bytes that raft has checked
+//! and that do not decode are a bug, a disk that fails is the end. Both stop the node through [`fatal`].
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::PathBuf,
+    sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use bytes::Bytes;
+use quorate_proto::time::Timestamp;
+use quorate_raft::{
+    CommittedEntry, Disk, ImagePoint, LogId, LogView, MachineError, MachineStart, Position, StateMachine,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    machine::{
+        Batch, Effect, Machine, Pointer, QueueId, QueueOffset, Reply, StoredRecord, TopicId,
+        codec::{DecodeError, Reader},
+        record::STAMP_BYTES,
+    },
+    store::{
+        checkpoint::Database,
+        consume_queue::{Append, ConsumeQueues, RECORDS_PER_FILE},
+        files::{OpenFiles, Unsynced},
+        plain::Plain,
+        save::{Checkpoint, Place, Remembered, Save, Saved},
+    },
+    waiters::Waiters,
+};
+
+/// Commands executed under one write lock, so that readers wait well below a millisecond.
+const COMMANDS_PER_LOCK: usize = 128;
+
+/// Unwritten consume queue records before they are written without waiting for a checkpoint.
+const UNWRITTEN_MAX: usize = 8_192;
+
+/// Log time between two checkpoints.
+const CHECKPOINT_MS: u64 = 5_000;
+
+/// Checkpoints write no more than this per second of log time, on average; a large state is saved less often.
+const CHECKPOINT_BYTES_PER_SECOND: u64 = 2 << 20;
+
+/// Who keeps the checkpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CheckpointMode {
+    /// The database, on a thread of its own (production). It opens its files itself.
+    Database,
+    /// One file through the `Disk` door, written while applying (simulation).
+    Plain,
+    /// Nobody: a restart replays from the newest image.
+    Off,
+}
+
+/// What a replica is told at start.
+#[derive(Clone, Debug)]
+pub struct ReplicaSettings {
+    /// The node's data directory; `queue/`, `dedup/` and the checkpoint are made in it.
+    pub data_dir: PathBuf,
+    /// Who keeps the checkpoint.
+    pub checkpoint: CheckpointMode,
+    /// Records per consume queue file; must stay the same for a data directory.
+    pub queue_file_records: u64,
+}
+
+impl ReplicaSettings {
+    /// What a broker in production uses.
+    pub fn new(data_dir: PathBuf) -> Self {
+        Self { data_dir, checkpoint: CheckpointMode::Database, queue_file_records: RECORDS_PER_FILE }
+    }
+}
+
+/// What a proposer gets back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Applied {
+    /// The stamp the batch was executed with.
+    pub now: Timestamp,
+    /// One reply per command, in order.
+    pub replies: Vec<Reply>,
+}
+
+/// Committed bytes, by position.
+pub trait ReadLog: Send + Sync + 'static {
+    /// `len` bytes from `position` on, within one applied entry. `NotFound` if the floor has passed it.
+    fn read(&self, position: Position, len: usize) -> io::Result<Bytes>;
+    /// First position kept.
+    fn floor(&self) -> Position;
+}
+
+impl ReadLog for LogView {
+    fn read(&self, position: Position, len: usize) -> io::Result<Bytes> {
+        Self::read(self, position, len)
+    }
+
+    fn floor(&self) -> Position {
+        Self::floor(self)
+    }
+}
+
+/// The executor of committed entries.
+pub struct Replica {
+    shared: Shared,
+    checkpoint: Option<Box<dyn Checkpoint>>,
+    effects: Vec<Effect>,
+    applied: Option<LogId>,
+    /// End of the last applied payload.
+    applied_end: Position,
+    /// The files may hold more than the machine: to be cut before anything is appended.
+    uncut: bool,
+    /// A checkpoint that waits for this node's log to be synced that far.
+    pending: Option<(Position, Save)>,
+    /// What the checkpoint before was asked to sync, for as long as it may not have.
+    handed_over: Unsynced,
+    /// Log time before which no checkpoint is taken.
+    next_checkpoint: Timestamp,
+    /// First remembered send that no checkpoint was given yet.
+    remembered_from: u64,
+}
+
+/// The read side. Cheap to clone.
+#[derive(Clone)]
+pub struct Shared {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    machine: RwLock<Machine>,
+    queues: ConsumeQueues,
+    files: Arc<OpenFiles>,
+    log: Box<dyn ReadLog>,
+    waiters: Waiters,
+}
+
+impl Replica {
+    /// Opens consume queues and checkpoint and restores what the checkpoint kept. Changes no consume queue yet.
+    ///
+    /// # Errors
+    /// A file or directory that cannot be used; says which and what to do.
+    pub fn open(
+        settings: ReplicaSettings,
+        disk: Arc<dyn Disk>,
+        log: impl ReadLog,
+    ) -> Result<(Self, Shared), MachineStart> {
+        let files = Arc::new(OpenFiles::new(disk));
+        let place = Place::new(files.clone(), settings.data_dir.clone());
+        let queues = ConsumeQueues::new(files.clone(), settings.data_dir.join("queue"), settings.queue_file_records);
+        let (checkpoint, saved) = open_checkpoint(settings.checkpoint, &place)?;
+        let (mut machine, mut applied) = (Machine::default(), None);
+        if let Some(saved) = saved {
+            match restore(&saved, &place, &queues, log.floor()) {
+                Ok(restored) => (machine, applied) = (restored, Some(saved.applied)),
+                Err(reason) => warn!(%reason, "checkpoint not usable; starting from the newest image"),
+            }
+        }
+        if let Some(id) = applied {
+            info!(applied = %id, "checkpoint loaded");
+        }
+        let (next_checkpoint, remembered_from) = (next_checkpoint(&machine, 0), machine.remembered().1);
+        let inner = Inner { machine: RwLock::new(machine), queues, files, log: Box::new(log), waiters: Waiters::new() };
+        let shared = Shared { inner: Arc::new(inner) };
+        let replica = Self {
+            shared: shared.clone(),
+            checkpoint,
+            effects: Vec::new(),
+            applied,
+            applied_end: Position(0),
+            uncut: true,
+            pending: None,
+            handed_over: Unsynced::default(),
+            next_checkpoint,
+            remembered_from,
+        };
+        Ok((replica, shared))
+    }
+
+    /// Raft has decided to go on from the present state.
+    fn begin(&mut self) {
+        if std::mem::take(&mut self.uncut) {
+            self.inner().queues.cut().unwrap_or_else(|error| fatal("consume queues cannot be cut", &error));
+        }
+    }
+
+    fn inner(&self) -> &Inner {
+        &self.shared.inner
+    }
+
+    fn carry_out(&mut self) {
+        let inner = &self.shared.inner;
+        let mut appended = BTreeMap::<TopicId, usize>::new();
+        inner.queues.append(self.effects.iter().filter_map(|effect| match *effect {
+            Effect::Append { topic, queue, offset, pointer } => {
+                *appended.entry(topic).or_default() += 1;
+                Some(Append { topic, queue, offset, pointer })
+            }
+            Effect::Visible { .. } | Effect::TopicsChanged | Effect::TopicDropped { .. } | Effect::MinMoved { .. } => {
+                None
+            }
+        }));
+        for effect in self.effects.drain(..) {
+            match effect {
+                Effect::Append { .. } => {}
+                Effect::Visible { group, topic } => inner.waiters.visible(topic, group),
+                Effect::TopicsChanged => inner.waiters.topics_have_changed(),
+                Effect::TopicDropped { topic } => {
+                    inner.queues.drop_topic(topic).unwrap_or_else(|error| fatal("consume queue not removed", &error));
+                }
+                Effect::MinMoved { topic, queue, min } => {
+                    let dropped = inner.queues.drop_below(topic, queue, min);
+                    dropped.unwrap_or_else(|error| fatal("consume queue file not removed", &error));
+                }
+            }
+        }
+        for (topic, count) in appended {
+            inner.waiters.appended(topic, count);
+        }
+    }
+
+    fn write_queues(&self) {
+        self.inner().queues.write().unwrap_or_else(|error| fatal("consume queue not written", &error));
+    }
+
+    /// Takes a checkpoint of the present state, to be kept when the log is synced up to it.
+    fn capture(&mut self, applied: LogId) {
+        self.write_queues();
+        let (parts, remembered) = self.shared.read(|machine| {
+            let first = machine.remembered().0;
+            let from = self.remembered_from.max(first);
+            (machine.save_parts(), Remembered { first, from, bytes: machine.save_remembered(from) })
+        });
+        let unsynced = self.inner().files.take_unsynced();
+        self.pending = Some((self.applied_end, Save { applied, parts, remembered, unsynced }));
+    }
+
+    fn hand_over(&mut self, save: Save) {
+        let Some(checkpoint) = &mut self.checkpoint else { return };
+        self.handed_over = save.unsynced.clone();
+        self.remembered_from = save.remembered.from + save.remembered.count();
+        checkpoint.save(save).unwrap_or_else(|error| fatal("sync of the checkpoint failed", &error));
+        let cost = checkpoint.cost_bytes();
+        self.next_checkpoint = self.shared.read(|machine| next_checkpoint(machine, cost));
+    }
+}
+
+impl StateMachine for Replica {
+    type Reply = Applied;
+
+    fn applied(&self) -> Option<LogId> {
+        self.applied
+    }
+
+    fn apply(&mut self, entry: CommittedEntry) -> Applied {
+        self.begin();
+        let end = entry.position.0 + entry.payload.len() as u64;
+        let batch = Batch::decode(entry.payload)
+            .unwrap_or_else(|error| fatal(&format!("entry {} at {} is not a batch", entry.id, entry.position), &error));
+        let mut replies = Vec::with_capacity(batch.commands.len());
+        let mut commands = batch.commands.into_iter();
+        while commands.len() > 0 {
+            let mut machine = self.shared.write();
+            for command in commands.by_ref().take(COMMANDS_PER_LOCK) {
+                replies.push(machine.apply(batch.now, entry.position, command, &mut self.effects));
+            }
+        }
+        self.carry_out();
+        self.applied = Some(entry.id);
+        self.applied_end = Position(end);
+        if self.inner().queues.unwritten() >= UNWRITTEN_MAX {
+            self.write_queues();
+        }
+        Applied { now: self.shared.log_now(), replies }
+    }
+
+    fn settle(&mut self, synced: Position) {
+        let Some(checkpoint) = &self.checkpoint else { return };
+        if !checkpoint.is_idle() {
+            return;
+        }
+        if let Some(applied) = self.applied
+            && self.pending.is_none()
+            && self.shared.log_now() >= self.next_checkpoint
+        {
+            self.capture(applied);
+        }
+        if let Some((_, save)) = self.pending.take_if(|(end, _)| *end <= synced) {
+            self.hand_over(save);
+        }
+    }
+
+    fn save_image(&mut self, border: Position) -> Bytes {
+        self.begin();
+        self.write_queues();
+        // An image outlives this process, so the records it counts on must: those just written, those that a checkpoint
+        // waits to vouch for, and those that one is syncing at this moment.
+        let inner = self.inner();
+        let pending = self.pending.as_ref().map(|(_, save)| &save.unsynced);
+        let just_written = inner.files.take_unsynced();
+        for unsynced in pending.into_iter().chain([&self.handed_over, &just_written]) {
+            inner.files.sync(unsynced).unwrap_or_else(|error| fatal("sync of a consume queue failed", &error));
+        }
+        self.shared.write().border(border);
+        self.shared.read(Machine::save_image)
+    }
+
+    fn load_image(&mut self, at: ImagePoint, image: &[u8]) -> Result<(), MachineError> {
+        let refuse = |reason: String| MachineError { border: at.border, reason };
+        let machine = match at.applied {
+            None if image.is_empty() => Machine::default(),
+            Some(_) | None => Machine::load_image(Bytes::copy_from_slice(image)).map_err(|e| refuse(e.to_string()))?,
+        };
+        let covered = self.inner().queues.restore(&machine, self.inner().log.floor());
+        if !covered.map_err(|error| refuse(error.to_string()))? {
+            return Err(refuse("consume queue files below it are missing or short".to_owned()));
+        }
+        self.next_checkpoint = next_checkpoint(&machine, 0);
+        self.remembered_from = 0;
+        *self.shared.write() = machine;
+        (self.applied, self.applied_end) = (at.applied, at.border);
+        (self.uncut, self.pending) = (true, None);
+        self.inner().waiters.topics_have_changed();
+        self.inner().waiters.wake_all();
+        Ok(())
+    }
+
+    fn floor(&mut self, floor: Position) {
+        self.begin();
+        let mut effects = std::mem::take(&mut self.effects);
+        self.shared.write().floor(floor, &mut effects);
+        self.effects = effects;
+        self.carry_out();
+    }
+}
+
+impl Shared {
+    /// Reads the machine under a short lock; `f` must not block. Do not call [`Shared`] inside of `f`.
+    pub fn read<R>(&self, f: impl FnOnce(&Machine) -> R) -> R {
+        f(&self.lock())
+    }
+
+    /// One message; `None` if its queue does not hold it (any more). See [`Shared::records`].
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn record(&self, topic: TopicId, queue: QueueId, offset: QueueOffset) -> io::Result<Option<StoredRecord>> {
+        Ok(self.records(topic, &[(queue, offset)])?.pop().flatten())
+    }
+
+    /// Several messages of a topic, in the order asked for; `None` for each that its queue does not hold (any more).
+    ///
+    /// What was sent lately comes from memory; older offsets read a consume queue file and may wait for the disk, so a
+    /// caller that is far behind the end belongs on the blocking pool. Neighbouring offsets are looked up together.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn records(&self, topic: TopicId, places: &[(QueueId, QueueOffset)]) -> io::Result<Vec<Option<StoredRecord>>> {
+        let mut records = Vec::with_capacity(places.len());
+        let runs = places.chunk_by(|(queue, offset), (next_queue, next)| queue == next_queue && offset.0 + 1 == next.0);
+        for run in runs {
+            let [(queue, offset), ..] = *run else { continue };
+            let pointers = self.inner.queues.pointers(topic, queue, offset, run.len() as u64)?;
+            for step in 0..run.len() {
+                let pointer = pointers.get(step).copied().flatten();
+                records.push(pointer.map(|pointer| self.stored(pointer)).transpose()?.flatten());
+            }
+        }
+        Ok(records)
+    }
+
+    /// Long polls.
+    pub fn waiters(&self) -> &Waiters {
+        &self.inner.waiters
+    }
+
+    /// Log time: the last stamp applied.
+    pub fn log_now(&self) -> Timestamp {
+        self.read(Machine::now)
+    }
+
+    fn stored(&self, pointer: Pointer) -> io::Result<Option<StoredRecord>> {
+        let stamp = Position(pointer.position.0.saturating_sub(STAMP_BYTES as u64));
+        let mut bytes = match self.inner.log.read(stamp, STAMP_BYTES + pointer.size as usize) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let record = bytes.split_off(STAMP_BYTES);
+        let stored_at = Reader::new(bytes).u64().map_err(io::Error::other)?;
+        Ok(Some(StoredRecord { bytes: record, stored_at: Timestamp(stored_at) }))
+    }
+
+    fn lock(&self) -> RwLockReadGuard<'_, Machine> {
+        self.inner.machine.read().expect("if apply panicked, the node is stopping")
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Machine> {
+        self.inner.machine.write().expect("only the applier writes, and it has not panicked")
+    }
+}
+
+/// A keeper and what it kept.
+type Opened = (Option<Box<dyn Checkpoint>>, Option<Saved>);
+
+fn open_checkpoint(mode: CheckpointMode, place: &Place) -> Result<Opened, MachineStart> {
+    match mode {
+        CheckpointMode::Database => {
+            let (database, saved) = Database::open(place.clone()).map_err(|error| error.to_string())?;
+            Ok((Some(Box::new(database)), saved))
+        }
+        CheckpointMode::Plain => {
+            let opened = Plain::open(place.clone());
+            let (plain, saved) = opened.map_err(|error| format!("checkpoint of the simulation: {error}"))?;
+            Ok((Some(Box::new(plain)), saved))
+        }
+        CheckpointMode::Off => Ok((None, None)),
+    }
+}
+
+fn restore(saved: &Saved, place: &Place, queues: &ConsumeQueues, floor: Position) -> Result<Machine, RestoreError> {
+    let machine = Machine::load_parts(saved.parts.iter().cloned(), |first, end| {
+        place.load_remembered(first, end).map_err(RestoreError::Io)
+    })?;
+    if queues.restore(&machine, floor)? { Ok(machine) } else { Err(RestoreError::Short) }
+}
+
+/// Why a checkpoint is of no use.
+#[derive(Debug, thiserror::Error)]
+enum RestoreError {
+    #[error("its parts: {0}")]
+    Parts(#[from] DecodeError),
+    #[error("a file: {0}")]
+    Io(#[from] io::Error),
+    #[error("consume queue files are missing or short")]
+    Short,
+}
+
+fn next_checkpoint(machine: &Machine, cost_bytes: u64) -> Timestamp {
+    let rest_ms = CHECKPOINT_MS.max(cost_bytes * 1000 / CHECKPOINT_BYTES_PER_SECOND);
+    Timestamp(machine.now().0.saturating_add(rest_ms))
+}
+
+/// Ends the node: its state can no longer be trusted to follow the log.
+///
+/// A panic on purpose. It ends raft's apply task, which stops the node and is what `Group::fatal` reports, and a
+/// simulation survives it.
+fn fatal(what: &str, error: &dyn std::error::Error) -> ! {
+    error!(%error, what, "replica stopped");
+    panic!("{what}: {error}");
+}
+
+#[cfg(test)]
+#[path = "replica_test.rs"]
+mod tests;

@@ -1,0 +1,381 @@
+//! One node, from its settings to its end: opens, connects, spawns, watches, closes.
+//!
+//! Every task belongs to one set. The first that panics, or a fault of the log, ends the node with an error; nothing is restarted
+//! inside a process whose state may be broken. A planned stop hands leadership over first, so that the group is without a leader for
+//! the time of one message rather than of an election.
+
+use std::{
+    future::Future,
+    io,
+    net::IpAddr,
+    sync::{Arc, Mutex, atomic::AtomicU64},
+    time::Duration,
+};
+
+use quorate_proto::{
+    doors::{Net, NetListener},
+    time::Clock,
+};
+use quorate_raft::{Disk, Group, Network, StartError, WriterMode};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    config::{BrokerConfig, ConfigError, split_address},
+    leader::{
+        Leader, PeerClocks, RaftLog, TermClock,
+        propose::{Proposer, ProposerTask},
+        pump::Pump,
+    },
+    metrics::Metrics,
+    registrar::{Live, Registrar},
+    replica::{CheckpointMode, Replica, ReplicaSettings, Shared},
+    service::{
+        Service,
+        forward::{AskPeers, Desk, DeskParts, Dispatch, to_no},
+        node::Reporter,
+        renew::Renewals,
+        server::ClientServer,
+        wire::convert::accepted_types,
+    },
+    session::Sessions,
+};
+
+/// Longest wait for another node to take over leadership at a planned stop.
+const HAND_OVER: Duration = Duration::from_secs(1);
+/// Longest wait for a faulty log to stop.
+const BREAK_OFF: Duration = Duration::from_secs(3);
+
+/// Everything a node touches outside itself.
+#[derive(Clone)]
+pub struct Doors {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Files.
+    pub disk: Arc<dyn Disk>,
+    /// Connections between nodes.
+    pub peers: Arc<dyn Network>,
+    /// Connections of clients and to name servers.
+    pub net: Arc<dyn Net>,
+    /// Where the log's own tasks run; on the caller's runtime if `None`. A runtime of its own keeps heartbeats on time under load.
+    pub raft_runtime: Option<tokio::runtime::Handle>,
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// Everything happens in tasks of one runtime: the log is written by a task, and the checkpoint is a plain file, since sled would
+    /// open files behind `disk`.
+    pub simulation: bool,
+}
+
+/// Where a node listens, with real ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// Listener of clients and operators.
+    pub client: String,
+    /// What clients are told.
+    pub advertised: String,
+    /// Listener of peers, as configured.
+    pub peer: String,
+}
+
+/// Why a node did not start or did not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A setting is wrong; nothing was opened.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The client listener could not be bound.
+    #[error(
+        "client listener {address}: {source}; is another process using the port? choose one with network.client_listen"
+    )]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The log did not start; says the file or address and the remedy.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A task panicked: a bug.
+    #[error("a task of the node failed: {0}")]
+    Task(String),
+    /// The log has stopped by a fault.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// Runs a node until `shutdown`. `ready` is called once its listeners are bound and it takes part in the group.
+///
+/// Returns `Ok` after a planned stop: leadership handed over, calls finished, log synced and marked clean.
+///
+/// # Errors
+/// See [`RunError`]. The process must then exit non-zero; the data directory is as a `kill -9` would leave it.
+pub async fn run(
+    config: BrokerConfig,
+    doors: Doors,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(Bound) + Send,
+) -> Result<(), RunError> {
+    config.validate()?;
+    let config = Arc::new(config);
+    let listen = &config.network.client_listen;
+    let listener =
+        doors.net.listen(listen).await.map_err(|source| RunError::Listen { address: listen.clone(), source })?;
+    let (node, proposer) = Node::open(config, &doors, listener.as_ref()).await?;
+    ready(Bound {
+        client: listener.local_address(),
+        advertised: node.service.address.clone(),
+        peer: node.service.config.network.peer_listen.clone(),
+    });
+    node.work(proposer, doors, listener, shutdown).await
+}
+
+/// A node whose parts stand.
+struct Node {
+    group: Group<Replica>,
+    shared: Shared,
+    service: Arc<Service>,
+    clock: Arc<TermClock>,
+    peers: Arc<dyn PeerClocks>,
+}
+
+impl Node {
+    async fn open(
+        config: Arc<BrokerConfig>,
+        doors: &Doors,
+        listener: &dyn NetListener,
+    ) -> Result<(Self, ProposerTask), RunError> {
+        let metrics = Arc::new(Metrics::default());
+        let address = advertised(&config, listener).await;
+        let desk = Desk::default();
+        let (group, shared) = start_group(&config, doors, address.clone(), desk.clone()).await?;
+        let clock = Arc::new(TermClock::new(doors.clock.clone(), metrics.clone()));
+        let (proposing, proposer) = Proposer::new(&config.limits, metrics.clone());
+        let leader = Arc::new(Leader::new(
+            group.clone(),
+            shared.clone(),
+            proposing,
+            clock.clone(),
+            config.clone(),
+            metrics.clone(),
+            to_no,
+        ));
+        let reporter = Reporter::new(group.clone(), address.clone(), &config);
+        let report = reporter.clone();
+        desk.staff(DeskParts {
+            group: group.clone(),
+            leader: leader.clone(),
+            clock: clock.clone(),
+            report: Arc::new(move || report.report()),
+        });
+        let service = Arc::new(Service {
+            dispatch: Dispatch::new(group.clone(), leader, &config.limits, metrics.clone()),
+            shared: shared.clone(),
+            sessions: Sessions::new(config.limits.clients_max, config.limits.client_idle_max),
+            renewals: Renewals::new(config.limits.renewals_max),
+            live: Live::new(address.clone()),
+            address,
+            clock: doors.clock.clone(),
+            metrics,
+            reporter,
+            closing: Mutex::new(CancellationToken::new()),
+            attempts: AtomicU64::new(first_attempt(doors.seed ^ doors.clock.now().0 ^ group.status().id.0)),
+            config,
+        });
+        let peers = Arc::new(AskPeers(group.clone()));
+        Ok((Self { group, shared, service, clock, peers }, proposer))
+    }
+
+    /// Runs every task until `shutdown` or a fault.
+    async fn work(
+        self,
+        proposer: ProposerTask,
+        doors: Doors,
+        listener: Arc<dyn NetListener>,
+        shutdown: CancellationToken,
+    ) -> Result<(), RunError> {
+        // Two steps: leaving (no new calls, out of the route), then gone.
+        let (leaving, gone) = (CancellationToken::new(), CancellationToken::new());
+        let mut tasks = Tasks::default();
+        let log = RaftLog {
+            group: self.group.clone(),
+            shared: self.shared.clone(),
+            clock: self.clock.clone(),
+            peers: self.peers.clone(),
+        };
+        // Ends by itself when the last proposer is dropped; `gone` comes first.
+        tasks.spawn("proposer", until(gone.clone(), proposer.run(Arc::new(log))));
+        let pump = Pump {
+            group: self.group.clone(),
+            shared: self.shared.clone(),
+            clock: self.clock.clone(),
+            peers: self.peers.clone(),
+            config: self.service.config.clone(),
+        };
+        tasks.spawn("pump", pump.run(leaving.clone()));
+        let registrar = Registrar {
+            net: doors.net.clone(),
+            group: self.group.clone(),
+            shared: self.shared.clone(),
+            live: self.service.live.clone(),
+            address: self.service.address.clone(),
+            clock: doors.clock.clone(),
+            config: self.service.config.clone(),
+            metrics: self.service.metrics.clone(),
+            accepted_types,
+        };
+        tasks.spawn("registrar", registrar.run(leaving.clone()));
+        tasks.spawn("renewals", self.service.clone().run_renewals(leaving.clone()));
+        let server = ClientServer { net: doors.net, service: self.service.clone(), leadership: self.group.leader() };
+        tasks.spawn("client server", server.run(listener, leaving.clone()));
+
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            reason = self.group.fatal() => Err(RunError::Fatal(reason)),
+            error = tasks.failed() => Err(error),
+        };
+        if ended.is_ok() {
+            info!("node stops");
+            self.hand_over().await;
+        }
+        leaving.cancel();
+        // The server lets calls under way finish; the proposer must outlive it.
+        let finished = tasks.finish_all_but("proposer").await;
+        gone.cancel();
+        match &ended {
+            Ok(()) => self.group.shutdown().await,
+            // What is broken may not be able to stop; the process ends anyway.
+            Err(_) => drop(tokio::time::timeout(BREAK_OFF, self.group.shutdown()).await),
+        }
+        ended.and(finished).and(tasks.finish().await)
+    }
+
+    /// Gives leadership to another node and waits until it is taken, so that held calls find a leader.
+    async fn hand_over(&self) {
+        let mut leadership = self.group.leader();
+        let alone = self.group.status().members.iter().filter(|member| member.voter).count() < 2;
+        if alone || !leadership.borrow_and_update().serving {
+            return;
+        }
+        if let Err(error) = self.group.transfer(None).await {
+            warn!(%error, "leadership not handed over");
+            return;
+        }
+        let taken = leadership.wait_for(|view| !view.serving && view.leader.is_some());
+        if tokio::time::timeout(HAND_OVER, taken).await.is_err() {
+            warn!("nobody took over leadership in time");
+        }
+    }
+}
+
+/// Starts the log, on its own runtime if there is one.
+async fn start_group(
+    config: &BrokerConfig,
+    doors: &Doors,
+    info: String,
+    desk: Desk,
+) -> Result<(Group<Replica>, Shared), RunError> {
+    let writer = if doors.simulation { WriterMode::Task } else { WriterMode::Thread };
+    let group_config = config.to_group(info, doors.seed, writer);
+    let mut settings = ReplicaSettings::new(config.storage.data_dir.clone());
+    if doors.simulation {
+        settings.checkpoint = CheckpointMode::Plain;
+    }
+    let raft_doors = quorate_raft::Doors { disk: doors.disk.clone(), network: doors.peers.clone() };
+    let disk = doors.disk.clone();
+    let start = async move {
+        let mut read_side = None;
+        let group = Group::start(group_config, raft_doors, Arc::new(desk), |log| {
+            let (replica, shared) = Replica::open(settings, disk, log)?;
+            read_side = Some(shared);
+            Ok(replica)
+        })
+        .await?;
+        Ok((group, read_side.expect("the group makes its machine before it is started")))
+    };
+    match &doors.raft_runtime {
+        None => start.await,
+        Some(runtime) => runtime.spawn(start).await.map_err(|error| RunError::Task(error.to_string()))?,
+    }
+}
+
+/// The address clients are told, as an IP literal wherever possible: gRPC's `ipv4:` targets and several clients take nothing else.
+async fn advertised(config: &BrokerConfig, listener: &dyn NetListener) -> String {
+    let address = config.network.client_advertise.clone().unwrap_or_else(|| listener.local_address());
+    if split_address(&address).is_none_or(|(host, _)| host.parse::<IpAddr>().is_ok()) {
+        return address;
+    }
+    let found = tokio::net::lookup_host(&address).await.map(Iterator::collect::<Vec<_>>);
+    match found {
+        Ok(found) => {
+            let best = found.iter().find(|address| address.is_ipv4()).or(found.first());
+            best.map_or(address, ToString::to_string)
+        }
+        Err(error) => {
+            warn!(address, %error, "the advertised name does not resolve; clients that need an IP address cannot use this node");
+            address
+        }
+    }
+}
+
+/// Attempt ids of receives go on from a number that no earlier life of this node has reached.
+fn first_attempt(seed: u64) -> u64 {
+    SmallRng::seed_from_u64(seed).random()
+}
+
+/// Ends a task's work at `stop`, wherever it is.
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = work => {}
+    }
+}
+
+/// The tasks of a node, by name.
+#[derive(Default)]
+struct Tasks {
+    set: JoinSet<&'static str>,
+    running: Vec<&'static str>,
+}
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        self.running.push(name);
+        self.set.spawn(async move {
+            work.await;
+            name
+        });
+    }
+
+    /// Completes when a task ends that should not have.
+    async fn failed(&mut self) -> RunError {
+        match self.set.join_next().await {
+            Some(ended) => self.note(ended).err().unwrap_or_else(|| RunError::Task("a task ended early".into())),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until only `last` runs.
+    async fn finish_all_but(&mut self, last: &'static str) -> Result<(), RunError> {
+        while self.running.iter().any(|name| *name != last) {
+            let Some(ended) = self.set.join_next().await else { break };
+            self.note(ended)?;
+        }
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<(), RunError> {
+        while let Some(ended) = self.set.join_next().await {
+            self.note(ended)?;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, ended: Result<&'static str, JoinError>) -> Result<(), RunError> {
+        let name = ended.map_err(|error| RunError::Task(error.to_string()))?;
+        self.running.retain(|running| *running != name);
+        Ok(())
+    }
+}

@@ -1,0 +1,254 @@
+//! What operators ask: `quorate.admin.BrokerAdmin`, and RocketMQ's own Admin service, none of which is built.
+//!
+//! Both are served on the client listener of every node, so that whoever has an endpoint can look and change. Outcomes carry
+//! RocketMQ's codes.
+
+use std::{sync::Arc, time::Duration};
+
+use quorate_proto::{
+    admin::{
+        ClusterStatusRequest, ClusterStatusResponse, ConsumerGroup, CreateGroupRequest, CreateTopicRequest,
+        DeleteGroupRequest, DeleteTopicRequest, DescribeTopicRequest, DescribeTopicResponse, ListGroupsRequest,
+        ListGroupsResponse, ListTopicsRequest, ListTopicsResponse, NodeStatus, Outcome, Queue, Topic, TopicType,
+        broker_admin_server::BrokerAdmin,
+    },
+    names::{GroupName, TopicName},
+    v2::{self, Code, admin_server::Admin},
+};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status, async_trait};
+
+use super::{
+    Client, Service,
+    forward::Until,
+    wire::status::{Fault, ok},
+};
+use crate::{
+    leader::{
+        calls::{self, Call, TopicDetail},
+        kind_of,
+    },
+    machine::TopicKind,
+};
+
+/// Longest wait for a peer's report.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The operators' service as tonic calls it. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Operators(pub Arc<Service>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn outcome(result: Result<(), Fault>) -> Outcome {
+    let status = result.map_or_else(v2::Status::from, |()| ok());
+    Outcome { code: status.code, message: status.message }
+}
+
+fn done<T>(result: Result<T, Fault>) -> Answer<Outcome> {
+    Ok(Response::new(outcome(result.map(drop))))
+}
+
+impl Operators {
+    /// Has a call executed within the deadline of its request.
+    async fn call<C: Call>(&self, until: Until, call: Result<C, Fault>) -> Result<C::Answer, Fault> {
+        Ok(self.0.dispatch.call(call?, until).await?)
+    }
+
+    fn until<T>(&self, request: &Request<T>) -> Until {
+        Client::of(request.metadata()).until(Instant::now(), &self.0.config.limits)
+    }
+}
+
+fn topic_name(name: &str) -> Result<String, Fault> {
+    let legal = TopicName::parse(name).map_err(|error| Fault::new(Code::IllegalTopic, error.to_string()))?;
+    Ok(legal.to_string())
+}
+
+fn group_name(name: &str) -> Result<String, Fault> {
+    let legal = GroupName::parse(name).map_err(|error| Fault::new(Code::IllegalConsumerGroup, error.to_string()))?;
+    Ok(legal.to_string())
+}
+
+fn create_topic(topic: Option<Topic>) -> Result<calls::CreateTopic, Fault> {
+    let topic = topic.unwrap_or_default();
+    let kind = match TopicType::try_from(topic.r#type) {
+        Ok(TopicType::Unspecified | TopicType::Any) => TopicKind::Any,
+        Ok(TopicType::Normal) => TopicKind::Normal,
+        Ok(TopicType::Fifo) => TopicKind::Fifo,
+        Ok(TopicType::Delay) => TopicKind::Delay,
+        Ok(TopicType::Transaction) => TopicKind::Transaction,
+        Err(_) => return Err(Fault::new(Code::BadRequest, format!("topic type {} is unknown", topic.r#type))),
+    };
+    Ok(calls::CreateTopic { name: topic_name(&topic.name)?, queues: topic.queues, kind: kind as u32 })
+}
+
+fn topic(detail: TopicDetail, with_offsets: bool) -> Topic {
+    let kind = match kind_of(detail.kind) {
+        TopicKind::Normal => TopicType::Normal,
+        TopicKind::Fifo => TopicType::Fifo,
+        TopicKind::Delay => TopicType::Delay,
+        TopicKind::Transaction => TopicType::Transaction,
+        TopicKind::Any => TopicType::Any,
+    };
+    let queues = u32::try_from(detail.queues.len()).unwrap_or(u32::MAX);
+    let offsets = (0..).zip(detail.queues).map(|(id, range)| Queue { id, min: range.min, max: range.end });
+    Topic {
+        name: detail.name,
+        queues,
+        r#type: kind as i32,
+        created_ms: 0,
+        offsets: if with_offsets { offsets.collect() } else { Vec::new() },
+    }
+}
+
+#[async_trait]
+impl BrokerAdmin for Operators {
+    async fn create_topic(&self, request: Request<CreateTopicRequest>) -> Answer<Outcome> {
+        let until = self.until(&request);
+        done(self.call(until, create_topic(request.into_inner().topic)).await)
+    }
+
+    async fn delete_topic(&self, request: Request<DeleteTopicRequest>) -> Answer<Outcome> {
+        let until = self.until(&request);
+        let name = topic_name(&request.into_inner().name);
+        done(self.call(until, name.map(|name| calls::DropTopic { name })).await)
+    }
+
+    async fn describe_topic(&self, request: Request<DescribeTopicRequest>) -> Answer<DescribeTopicResponse> {
+        let until = self.until(&request);
+        let name = topic_name(&request.into_inner().name);
+        let found = self.call(until, name.map(|name| calls::ListTopics { name: Some(name) })).await;
+        let (result, topics) = split(found, |found| found.topics);
+        let topic = topics.into_iter().next().map(|detail| topic(detail, true));
+        Ok(Response::new(DescribeTopicResponse { outcome: Some(outcome(result)), topic }))
+    }
+
+    async fn list_topics(&self, request: Request<ListTopicsRequest>) -> Answer<ListTopicsResponse> {
+        let found = self.call(self.until(&request), Ok(calls::ListTopics { name: None })).await;
+        let (result, topics) = split(found, |found| found.topics);
+        let topics = topics.into_iter().map(|detail| topic(detail, false)).collect();
+        Ok(Response::new(ListTopicsResponse { outcome: Some(outcome(result)), topics }))
+    }
+
+    async fn create_group(&self, request: Request<CreateGroupRequest>) -> Answer<Outcome> {
+        let until = self.until(&request);
+        let group = request.into_inner().group.unwrap_or_default();
+        let call = group_name(&group.name).map(|name| calls::CreateGroup { name, fifo: group.fifo });
+        done(self.call(until, call).await)
+    }
+
+    async fn delete_group(&self, request: Request<DeleteGroupRequest>) -> Answer<Outcome> {
+        let until = self.until(&request);
+        let name = group_name(&request.into_inner().name);
+        done(self.call(until, name.map(|name| calls::DropGroup { name })).await)
+    }
+
+    async fn list_groups(&self, request: Request<ListGroupsRequest>) -> Answer<ListGroupsResponse> {
+        let found = self.call(self.until(&request), Ok(calls::ListGroups {})).await;
+        let (result, groups) = split(found, |found| found.groups);
+        let group = |group: calls::GroupDetail| ConsumerGroup { name: group.name, fifo: group.fifo, created_ms: 0 };
+        let groups = groups.into_iter().map(group).collect();
+        Ok(Response::new(ListGroupsResponse { outcome: Some(outcome(result)), groups }))
+    }
+
+    async fn cluster_status(&self, _: Request<ClusterStatusRequest>) -> Answer<ClusterStatusResponse> {
+        let service = &self.0;
+        let mut nodes = vec![service.reporter.report()];
+        for (member, report) in service.dispatch.reports(REPORT_TIMEOUT).await {
+            nodes.push(report.unwrap_or_else(|error| NodeStatus {
+                number: member.id.number().into(),
+                reachable: false,
+                client_address: member.info.unwrap_or_default(),
+                peer_address: member.peer_address,
+                error,
+                ..NodeStatus::default()
+            }));
+        }
+        nodes.sort_by_key(|node| node.number);
+        let node = &service.config.node;
+        Ok(Response::new(ClusterStatusResponse {
+            outcome: Some(outcome(Ok(()))),
+            cluster: node.cluster.clone(),
+            group: node.group.clone(),
+            nodes,
+        }))
+    }
+}
+
+/// The outcome of a listing, and its list (empty without one).
+fn split<A, T>(found: Result<A, Fault>, list: impl FnOnce(A) -> Vec<T>) -> (Result<(), Fault>, Vec<T>) {
+    match found {
+        Ok(found) => (Ok(()), list(found)),
+        Err(fault) => (Err(fault), Vec::new()),
+    }
+}
+
+/// RocketMQ's Admin service: every call says that it is not implemented.
+#[derive(Clone, Copy)]
+pub(crate) struct ProtocolAdmin;
+
+macro_rules! not_built {
+    ($($method:ident($request:ident) -> $response:ident;)*) => {
+        #[allow(clippy::needless_update, reason = "some answers hold nothing but a status")]
+        #[async_trait]
+        impl Admin for ProtocolAdmin {
+            async fn change_log_level(
+                &self,
+                _: Request<v2::ChangeLogLevelRequest>,
+            ) -> Answer<v2::ChangeLogLevelResponse> {
+                let remark = Fault::not_built("ChangeLogLevel").message;
+                Ok(Response::new(v2::ChangeLogLevelResponse { remark }))
+            }
+
+            $(async fn $method(&self, _: Request<v2::$request>) -> Answer<v2::$response> {
+                let status = Some(Fault::not_built(stringify!($method)).into());
+                Ok(Response::new(v2::$response { status, ..v2::$response::default() }))
+            })*
+        }
+    };
+}
+
+not_built! {
+    describe_topic_status(DescribeTopicStatusRequest) -> DescribeTopicStatusResponse;
+    list_subscription(ListSubscriptionRequest) -> ListSubscriptionResponse;
+    describe_subscription(DescribeSubscriptionRequest) -> DescribeSubscriptionResponse;
+    delete_subscription(DeleteSubscriptionRequest) -> DeleteSubscriptionResponse;
+    describe_group_accumulation(DescribeGroupAccumulationRequest) -> DescribeGroupAccumulationResponse;
+    list_consumer_connection(ListConsumerConnectionRequest) -> ListConsumerConnectionResponse;
+    reset_group_offset(ResetGroupOffsetRequest) -> ResetGroupOffsetResponse;
+    query_message(ListMessageRequest) -> ListMessageResponse;
+    print_thread_stack_trace(PrintThreadStackTraceRequest) -> PrintThreadStackTraceResponse;
+    verify_message(VerifyMessageRequest) -> VerifyMessageResponse;
+    admin_send_message(AdminSendMessageRequest) -> AdminSendMessageResponse;
+    get_consumer_running_info(GetConsumerRunningInfoRequest) -> GetConsumerRunningInfoResponse;
+    get_topic_route(GetTopicRouteRequest) -> GetTopicRouteResponse;
+    query_time_span(QueryTimeSpanRequest) -> QueryTimeSpanResponse;
+    get_proxy_runtime_stats(GetProxyRuntimeStatsRequest) -> GetProxyRuntimeStatsResponse;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_is_checked_before_it_travels() {
+        let named = |name: &str, kind: i32| {
+            let topic = Topic { name: name.into(), queues: 4, r#type: kind, ..Topic::default() };
+            create_topic(Some(topic)).map_err(|fault| fault.code)
+        };
+        assert_eq!(named("t", 0).map(|call| call.kind), Ok(TopicKind::Any as u32));
+        assert_eq!(named("t", 2).map(|call| call.kind), Ok(TopicKind::Fifo as u32));
+        assert_eq!(named("a b", 1), Err(Code::IllegalTopic));
+        assert_eq!(named("t", 50), Err(Code::BadRequest));
+        assert!(create_topic(None).is_err());
+    }
+
+    #[tokio::test]
+    async fn rocketmq_s_admin_calls_say_that_they_are_not_built() {
+        let answer = ProtocolAdmin.get_topic_route(Request::new(Default::default())).await.expect("in-band");
+        let status = answer.into_inner().status.expect("set");
+        assert_eq!(status.code, 50100);
+        assert!(status.message.contains("get_topic_route"));
+    }
+}

@@ -1,0 +1,185 @@
+//! The gate of the client listener: which service a request goes to, and how many bytes are let in at once.
+//!
+//! A decoder holds a request whole before anyone can refuse it, so bytes are counted here, as they arrive: each request holds what it
+//! has sent until it is answered, and beyond the node's limit a request is turned away (`RESOURCE_EXHAUSTED`, the one answer outside
+//! RocketMQ's codes, since its message was not read). Only SendMessage may be large; everything else fits a small limit.
+//! Telemetry streams are long, so they are not counted; what they may say at once is tiny instead.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Frame, SizeHint};
+use quorate_proto::{
+    admin::broker_admin_server::BrokerAdminServer,
+    v2::{admin_server::AdminServer, messaging_service_server::MessagingServiceServer},
+};
+use tonic::{Status, body::Body};
+use tower::Service as TowerService;
+
+use super::{
+    Service,
+    admin::{Operators, ProtocolAdmin},
+    messaging::Messaging,
+};
+
+/// Decode limit of everything that carries no message body: an ack of a thousand entries fits many times.
+const SMALL_REQUEST_BYTES: usize = 1 << 20;
+/// Decode limit of what clients say about themselves.
+const TELEMETRY_BYTES: usize = 64 << 10;
+
+const MESSAGING: &str = "/apache.rocketmq.v2.MessagingService/";
+const PROTOCOL_ADMIN: &str = "/apache.rocketmq.v2.Admin/";
+const OPERATORS: &str = "/quorate.admin.BrokerAdmin/";
+
+/// Routes requests to services. Cheap to clone, one per connection.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    sends: MessagingServiceServer<Messaging>,
+    messaging: MessagingServiceServer<Messaging>,
+    telemetry: MessagingServiceServer<Messaging>,
+    operators: BrokerAdminServer<Operators>,
+    protocol_admin: AdminServer<ProtocolAdmin>,
+    inbound: Arc<Inbound>,
+}
+
+/// Bytes of requests being served.
+struct Inbound {
+    bytes: AtomicU64,
+    bytes_max: u64,
+    service: Arc<Service>,
+}
+
+impl Gate {
+    /// The gate to a node's services.
+    pub fn new(service: Arc<Service>) -> Self {
+        let limits = &service.config.limits;
+        let large = usize::try_from(limits.request_bytes_max).unwrap_or(usize::MAX);
+        let inbound =
+            Inbound { bytes: AtomicU64::new(0), bytes_max: limits.inbound_bytes_max, service: service.clone() };
+        let messaging = MessagingServiceServer::new(Messaging(service.clone()));
+        Self {
+            sends: messaging.clone().max_decoding_message_size(large),
+            telemetry: messaging.clone().max_decoding_message_size(TELEMETRY_BYTES),
+            messaging: messaging.max_decoding_message_size(SMALL_REQUEST_BYTES),
+            operators: BrokerAdminServer::new(Operators(service)).max_decoding_message_size(SMALL_REQUEST_BYTES),
+            protocol_admin: AdminServer::new(ProtocolAdmin).max_decoding_message_size(SMALL_REQUEST_BYTES),
+            inbound: Arc::new(inbound),
+        }
+    }
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+impl TowerService<Request<Body>> for Gate {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answer {
+        let path = request.uri().path();
+        if let Some(method) = path.strip_prefix(MESSAGING) {
+            return match method {
+                "SendMessage" => self.inbound.clone().admit(request, &mut self.sends),
+                "Telemetry" => self.telemetry.call(request),
+                _ => self.inbound.clone().admit(request, &mut self.messaging),
+            };
+        }
+        if path.starts_with(OPERATORS) {
+            return self.inbound.clone().admit(request, &mut self.operators);
+        }
+        if path.starts_with(PROTOCOL_ADMIN) {
+            return self.inbound.clone().admit(request, &mut self.protocol_admin);
+        }
+        let status = Status::unimplemented(format!("there is no {path} here"));
+        Box::pin(std::future::ready(Ok(status.into_http())))
+    }
+}
+
+impl Inbound {
+    /// Lets a request in and counts its bytes until it is answered.
+    fn admit<S>(self: Arc<Self>, request: Request<Body>, service: &mut S) -> Answer
+    where
+        S: TowerService<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
+    {
+        let share = Arc::new(Share { inbound: self, bytes: AtomicU64::new(0) });
+        if share.inbound.bytes.load(Ordering::Relaxed) >= share.inbound.bytes_max {
+            return Box::pin(std::future::ready(Ok(share.turn_away().into_http())));
+        }
+        let counted = |body| Body::new(Counted { body, share: share.clone() });
+        let answer = service.call(request.map(counted));
+        Box::pin(async move {
+            let answer = answer.await;
+            drop(share);
+            answer
+        })
+    }
+}
+
+/// The bytes of one request; given back when both its body and its answer are done with it.
+struct Share {
+    inbound: Arc<Inbound>,
+    bytes: AtomicU64,
+}
+
+impl Share {
+    fn add(&self, bytes: u64) -> Result<(), Status> {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let before = self.inbound.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes <= self.inbound.bytes_max { Ok(()) } else { Err(self.turn_away()) }
+    }
+
+    fn turn_away(&self) -> Status {
+        self.inbound.service.metrics.turned_away.add(1);
+        Status::resource_exhausted("the broker is busy with as many bytes of requests as it may hold; try again later")
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.inbound.bytes.fetch_sub(self.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+/// A request body that is counted as it arrives.
+struct Counted {
+    body: Body,
+    share: Arc<Share>,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+            && let Err(status) = self.share.add(data.len() as u64)
+        {
+            return Poll::Ready(Some(Err(status)));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

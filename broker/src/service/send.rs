@@ -1,0 +1,90 @@
+//! SendMessage: one or many messages of one topic, stored together or not at all as far as checking goes.
+
+use quorate_proto::v2::{Message, SendMessageRequest, SendMessageResponse, SendResultEntry, Status};
+
+use super::{
+    Client, Service,
+    forward::from_no,
+    wire::{
+        convert,
+        status::{Fault, ok, summary},
+        validate,
+    },
+};
+use crate::leader::calls::{self, SentOne};
+
+impl Service {
+    /// Stores messages. The answer has as many entries as the request has messages, whatever happens.
+    pub async fn send_message(&self, client: Client, request: SendMessageRequest) -> SendMessageResponse {
+        let ids: Vec<String> = request.messages.iter().map(message_id).collect();
+        match self.try_send(client, request.messages).await {
+            Ok(results) => answer(ids, results, &self.metrics.messages_in),
+            Err(fault) => {
+                let status = Status::from(fault);
+                let entry = |message_id| SendResultEntry {
+                    status: Some(status.clone()),
+                    message_id,
+                    ..SendResultEntry::default()
+                };
+                SendMessageResponse { entries: ids.into_iter().map(entry).collect(), status: Some(status) }
+            }
+        }
+    }
+
+    async fn try_send(&self, client: Client, messages: Vec<Message>) -> Result<Vec<SentOne>, Fault> {
+        let limits = &self.config.limits;
+        let client_id = client.id()?.to_owned();
+        let first = validate::send(&messages, limits)?;
+        let topic = validate::topic(first.topic.as_ref(), &client.namespace)?.to_string();
+        for message in &messages {
+            validate::message(message, limits)?;
+        }
+        let messages = messages.into_iter().map(convert::to_record).collect::<Result<_, _>>()?;
+        let until = self.until(&client);
+        let sent = self.dispatch.call(calls::Send { topic, client_id, messages }, until).await?;
+        Ok(sent.results)
+    }
+}
+
+fn message_id(message: &Message) -> String {
+    message.system_properties.as_ref().map(|system| system.message_id.clone()).unwrap_or_default()
+}
+
+fn answer(ids: Vec<String>, results: Vec<SentOne>, stored: &crate::metrics::Counter) -> SendMessageResponse {
+    let entry = |(message_id, result): (String, SentOne)| match result.no {
+        None => SendResultEntry {
+            status: Some(ok()),
+            message_id,
+            offset: i64::try_from(result.offset).unwrap_or(i64::MAX),
+            ..SendResultEntry::default()
+        },
+        Some(no) => SendResultEntry { status: Some(from_no(no).into()), message_id, ..SendResultEntry::default() },
+    };
+    stored.add(results.iter().filter(|result| result.no.is_none()).count() as u64);
+    let entries: Vec<SendResultEntry> = ids.into_iter().zip(results).map(entry).collect();
+    let status = summary(entries.iter().filter_map(|entry| entry.status.as_ref()));
+    SendMessageResponse { status: Some(status), entries }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{leader::calls::No, metrics::Counter};
+
+    #[test]
+    fn every_message_has_its_entry_and_the_status_sums_them_up() {
+        let stored = |offset| SentOne { queue: 1, offset, no: None };
+        let refused = SentOne { no: Some(No { code: 40402, message: "gone".into() }), ..SentOne::default() };
+        let count = Counter::default();
+        let all = answer(vec!["a".into(), "b".into()], vec![stored(7), stored(8)], &count);
+        assert_eq!(all.status.expect("set").code, 20000);
+        assert_eq!(
+            all.entries.iter().map(|entry| (entry.message_id.as_str(), entry.offset)).collect::<Vec<_>>(),
+            [("a", 7), ("b", 8)]
+        );
+        let mixed = answer(vec!["a".into(), "b".into()], vec![stored(7), refused], &count);
+        assert_eq!(mixed.status.expect("set").code, 30000);
+        assert_eq!(mixed.entries[1].status.as_ref().expect("set").code, 40402);
+        assert_eq!(count.value(), 3);
+    }
+}

@@ -1,0 +1,120 @@
+//! Telemetry, Heartbeat and NotifyClientTermination: what clients say about themselves.
+//!
+//! Settings are answered by any node from what it knows, leader or not: several clients do not start before they have them. The
+//! stream then stays open for what a broker may want to tell a client. Nothing depends on it being open, or open here.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::{Stream, stream};
+use quorate_proto::{
+    names::GroupName,
+    v2::{
+        HeartbeatRequest, HeartbeatResponse, NotifyClientTerminationRequest, NotifyClientTerminationResponse, Settings,
+        TelemetryCommand, settings::PubSub, telemetry_command::Command,
+    },
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use super::{
+    Client, Service,
+    wire::{
+        settings,
+        status::{Fault, ok},
+        validate,
+    },
+};
+
+/// The answers of a Telemetry stream.
+pub(crate) type Answers = Pin<Box<dyn Stream<Item = Result<TelemetryCommand, Status>> + Send>>;
+
+/// What a Telemetry stream needs while it is open.
+struct Open {
+    service: Arc<Service>,
+    client: Client,
+    inbound: Streaming<TelemetryCommand>,
+    closing: CancellationToken,
+}
+
+impl Service {
+    /// Answers each Settings of the client; ends when the client ends or the listener closes.
+    pub fn telemetry(self: Arc<Self>, client: Client, inbound: Streaming<TelemetryCommand>) -> Answers {
+        let closing = self.closing();
+        let open = Open { service: self, client, inbound, closing };
+        Box::pin(stream::unfold(open, |mut open| async {
+            let answer = open.next().await?;
+            Some((Ok(answer), open))
+        }))
+    }
+
+    fn settings(&self, client: &Client, asked: Settings) -> Result<Settings, Fault> {
+        self.heard(client.id()?);
+        let fifo = match &asked.pub_sub {
+            Some(PubSub::Subscription(subscription)) => {
+                let group = validate::group(subscription.group.as_ref(), &client.namespace)?;
+                self.is_fifo(&group)
+            }
+            Some(PubSub::Publishing(_)) | None => false,
+        };
+        settings::reply(asked, client.language, fifo, &self.config.limits)
+    }
+
+    fn is_fifo(&self, group: &GroupName) -> bool {
+        self.shared.read(|machine| machine.group(group).is_some_and(crate::machine::Group::is_fifo))
+    }
+
+    /// The client is there. Always fine: no session has to be known for it.
+    pub fn heartbeat(&self, client: &Client, _request: &HeartbeatRequest) -> HeartbeatResponse {
+        let status = match client.id() {
+            Ok(id) => {
+                self.heard(id);
+                ok()
+            }
+            Err(fault) => fault.into(),
+        };
+        HeartbeatResponse { status: Some(status) }
+    }
+
+    /// The client goes; what it holds comes back when its time runs out.
+    pub fn notify_client_termination(
+        &self,
+        client: &Client,
+        _request: &NotifyClientTerminationRequest,
+    ) -> NotifyClientTerminationResponse {
+        let status = match client.id() {
+            Ok(id) => {
+                self.sessions.remove(id);
+                ok()
+            }
+            Err(fault) => fault.into(),
+        };
+        NotifyClientTerminationResponse { status: Some(status) }
+    }
+}
+
+impl Open {
+    /// The next answer. Commands other than Settings answer questions that this broker does not ask, and are passed over.
+    async fn next(&mut self) -> Option<TelemetryCommand> {
+        loop {
+            let command = tokio::select! {
+                command = self.inbound.message() => command.ok()??,
+                () = self.closing.cancelled() => return None,
+            };
+            match command.command {
+                Some(Command::Settings(asked)) => {
+                    return Some(settings::command(self.service.settings(&self.client, asked)));
+                }
+                Some(
+                    Command::ThreadStackTrace(_)
+                    | Command::VerifyMessageResult(_)
+                    | Command::RecoverOrphanedTransactionCommand(_)
+                    | Command::PrintThreadStackTraceCommand(_)
+                    | Command::VerifyMessageCommand(_)
+                    | Command::ReconnectEndpointsCommand(_)
+                    | Command::NotifyUnsubscribeLiteCommand(_),
+                )
+                | None => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Words of the wire to words of the house and back: messages, digests, topic kinds.
+//!
+//! A message is normalised once, at the node that took it: what the server decides is stripped, the digest is verified and becomes
+//! MD5 (the only one that every official client understands), and the result is encoded once. Those bytes are what travels to the
+//! leader, stands in the log and comes back at delivery, where only what belongs to the delivery is added. Pure.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use prost::Message as _;
+use quorate_proto::v2::{self, Code, DigestType, Encoding, MessageType, SystemProperties};
+use sha1::Digest as _;
+
+use super::status::Fault;
+use crate::{
+    leader::calls::{Delivered, Outgoing},
+    machine::{TopicKind, handle::to_hex, tag_hash},
+};
+
+/// `apache.rocketmq.v2.Message` with its properties in order, so that equal messages have equal bytes in every process.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredMessage {
+    #[prost(message, optional, tag = "1")]
+    topic: Option<v2::Resource>,
+    #[prost(btree_map = "string, string", tag = "2")]
+    user_properties: BTreeMap<String, String>,
+    #[prost(message, optional, tag = "3")]
+    system_properties: Option<SystemProperties>,
+    #[prost(bytes = "bytes", tag = "4")]
+    body: Bytes,
+}
+
+/// Makes the record of a message that has passed [`super::validate::message`].
+///
+/// # Errors
+/// [`Code::MessageCorrupted`] if the digest the client sent is not that of the body.
+pub(crate) fn to_record(message: v2::Message) -> Result<Outgoing, Fault> {
+    let given = message.system_properties.unwrap_or_default();
+    let body_digest = verified_md5(given.body_digest.as_ref(), &message.body)?;
+    let body_encoding = match Encoding::try_from(given.body_encoding) {
+        Ok(Encoding::Unspecified | Encoding::Identity) => Encoding::Identity,
+        Ok(Encoding::Gzip) => Encoding::Gzip,
+        Err(_) => {
+            let text = format!("body encoding {} is unknown; send the body as it is or gzipped", given.body_encoding);
+            return Err(Fault::new(Code::BadRequest, text));
+        }
+    };
+    let message_id = given.message_id;
+    let tag = given.tag.filter(|tag| !tag.is_empty());
+    let tag_hash = tag.as_deref().map_or(0, tag_hash);
+    let body_crc = crc32c::crc32c(&message.body);
+    let system = SystemProperties {
+        tag,
+        keys: given.keys,
+        message_id: message_id.clone(),
+        body_digest: Some(v2::Digest { r#type: DigestType::Md5 as i32, checksum: body_digest }),
+        body_encoding: body_encoding as i32,
+        message_type: MessageType::Normal as i32,
+        born_timestamp: given.born_timestamp,
+        born_host: given.born_host,
+        trace_context: given.trace_context,
+        ..SystemProperties::default()
+    };
+    let stored = StoredMessage {
+        topic: message.topic,
+        user_properties: message.user_properties.into_iter().collect(),
+        system_properties: Some(system),
+        body: message.body,
+    };
+    Ok(Outgoing { message_id, body_crc, tag_hash, record: stored.encode_to_vec().into() })
+}
+
+/// The message of a delivery, as the client gets it. `None` if the stored bytes are not a message, which only a bug can bring about.
+pub(crate) fn to_message(delivered: Delivered, store_host: &str) -> Option<v2::Message> {
+    let mut message = v2::Message::decode(delivered.record).ok()?;
+    let system = message.system_properties.get_or_insert_default();
+    system.store_timestamp = Some(quorate_proto::time::Timestamp(delivered.stored_ms).to_proto());
+    system.store_host = store_host.to_owned();
+    system.receipt_handle = Some(delivered.handle);
+    system.queue_id = i32::try_from(delivered.queue).ok()?;
+    system.queue_offset = Some(i64::try_from(delivered.offset).ok()?);
+    system.invisible_duration = Some(milliseconds(delivered.invisible_ms));
+    system.delivery_attempt = Some(i32::try_from(delivered.attempt).unwrap_or(i32::MAX));
+    Some(message)
+}
+
+/// A duration on the wire.
+pub(crate) fn milliseconds(ms: u64) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(ms % 1000).unwrap_or(0) * 1_000_000,
+    }
+}
+
+/// The message types a topic takes, for routes and settings.
+pub(crate) fn accepted_types(kind: TopicKind) -> Vec<i32> {
+    let types: &[MessageType] = match kind {
+        TopicKind::Normal => &[MessageType::Normal],
+        TopicKind::Fifo => &[MessageType::Fifo],
+        TopicKind::Delay => &[MessageType::Delay],
+        TopicKind::Transaction => &[MessageType::Transaction],
+        TopicKind::Any => &[MessageType::Normal, MessageType::Fifo, MessageType::Delay, MessageType::Transaction],
+    };
+    types.iter().map(|kind| *kind as i32).collect()
+}
+
+/// MD5 of the body in upper-case hex, after checking the digest the client sent.
+///
+/// CRC32 comes as hex with or without leading zeros (Java, Python) or as a decimal number (Node).
+fn verified_md5(given: Option<&v2::Digest>, body: &[u8]) -> Result<String, Fault> {
+    let md5 = to_hex(&md5::Md5::digest(body));
+    let Some(given) = given.filter(|given| !given.checksum.is_empty()) else { return Ok(md5) };
+    let checksum = given.checksum.as_str();
+    let holds = match DigestType::try_from(given.r#type) {
+        Ok(DigestType::Md5) => checksum.eq_ignore_ascii_case(&md5),
+        Ok(DigestType::Sha1) => checksum.eq_ignore_ascii_case(&to_hex(&sha1::Sha1::digest(body))),
+        Ok(DigestType::Crc32) => {
+            let crc = crc32fast::hash(body);
+            u32::from_str_radix(checksum, 16) == Ok(crc) || checksum.parse() == Ok(crc)
+        }
+        Ok(DigestType::Unspecified) => true,
+        Err(_) => {
+            let text = format!("digest type {} is unknown; use CRC32, MD5 or SHA1", given.r#type);
+            return Err(Fault::new(Code::BadRequest, text));
+        }
+    };
+    if holds {
+        return Ok(md5);
+    }
+    let text = "the body does not have the digest that was sent with it; it was damaged on the way, send it again";
+    Err(Fault::new(Code::MessageCorrupted, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(digest: Option<(DigestType, &str)>) -> v2::Message {
+        v2::Message {
+            topic: Some(v2::Resource { resource_namespace: "ns".into(), name: "t".into() }),
+            user_properties: [("b".to_owned(), "2".to_owned()), ("a".to_owned(), "1".to_owned())].into(),
+            system_properties: Some(SystemProperties {
+                message_id: "ID".into(),
+                tag: Some("TagA".into()),
+                keys: vec!["k".into()],
+                body_digest: digest
+                    .map(|(kind, checksum)| v2::Digest { r#type: kind as i32, checksum: checksum.into() }),
+                receipt_handle: Some("forged".into()),
+                delivery_attempt: Some(77),
+                queue_id: 5,
+                ..SystemProperties::default()
+            }),
+            body: "hello".into(),
+        }
+    }
+
+    fn delivered(record: Bytes) -> Delivered {
+        Delivered {
+            queue: 3,
+            offset: 9,
+            attempt: 2,
+            handle: "HANDLE".into(),
+            stored_ms: 1_500,
+            invisible_ms: 10_250,
+            record,
+        }
+    }
+
+    #[test]
+    fn a_message_comes_back_with_what_the_client_said_and_what_the_delivery_adds() {
+        let outgoing = to_record(message(None)).expect("no digest to check");
+        assert_eq!((outgoing.message_id.as_str(), outgoing.tag_hash), ("ID", 2_598_919));
+        let back = to_message(delivered(outgoing.record), "10.0.0.1:8081").expect("a message");
+        assert_eq!(back.body, "hello");
+        assert_eq!(back.topic, message(None).topic);
+        assert_eq!(back.user_properties.get("a").map(String::as_str), Some("1"));
+        let system = back.system_properties.expect("set");
+        assert_eq!(system.receipt_handle.as_deref(), Some("HANDLE"), "what the client forged is gone");
+        assert_eq!((system.queue_id, system.queue_offset, system.delivery_attempt), (3, Some(9), Some(2)));
+        assert_eq!(system.invisible_duration, Some(prost_types::Duration { seconds: 10, nanos: 250_000_000 }));
+        assert_eq!(system.store_timestamp, Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }));
+        assert_eq!(system.body_encoding, Encoding::Identity as i32);
+        let digest = system.body_digest.expect("always");
+        assert_eq!((digest.r#type, digest.checksum.as_str()), (2, "5D41402ABC4B2A76B9719D911017C592"));
+    }
+
+    #[test]
+    fn equal_messages_have_equal_records() {
+        let records: Vec<_> = (0..8).map(|_| to_record(message(None)).expect("legal").record).collect();
+        assert!(records.windows(2).all(|pair| pair[0] == pair[1]));
+    }
+
+    #[test]
+    fn every_way_clients_write_a_digest_is_verified() {
+        for (kind, checksum) in [
+            (DigestType::Md5, "5d41402abc4b2a76b9719d911017c592"),
+            (DigestType::Sha1, "AAF4C61DDCC5E8A2DABEDE0F3B482CD9AEA9434D"),
+            (DigestType::Crc32, "3610A686"),
+            (DigestType::Crc32, "3610a686"),
+            (DigestType::Crc32, "907060870"),
+        ] {
+            assert!(to_record(message(Some((kind, checksum)))).is_ok(), "{kind:?} {checksum}");
+            let wrong = format!("{}0", &checksum[..checksum.len() - 1]);
+            let refused = to_record(message(Some((kind, &wrong)))).map_err(|fault| fault.code);
+            if wrong != checksum {
+                assert_eq!(refused.err(), Some(Code::MessageCorrupted), "{kind:?} {wrong}");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_message_are_not_delivered() {
+        assert_eq!(to_message(delivered(Bytes::from_static(b"\xff\xff")), ""), None);
+    }
+}

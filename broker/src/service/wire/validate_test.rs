@@ -1,0 +1,185 @@
+//! One table per rule: the input at the edge that is let in, and the code of the one behind it.
+
+use std::collections::HashMap;
+
+use quorate_proto::v2::{FilterExpression, Resource, SystemProperties};
+
+use super::*;
+
+fn named(name: &str) -> Option<Resource> {
+    Some(Resource { resource_namespace: String::new(), name: name.into() })
+}
+
+fn plain() -> v2::Message {
+    v2::Message {
+        topic: named("t"),
+        system_properties: Some(SystemProperties {
+            message_id: "01AA01020304FF12340000010200000000".into(),
+            message_type: MessageType::Normal as i32,
+            ..Default::default()
+        }),
+        body: "x".into(),
+        ..Default::default()
+    }
+}
+
+/// The code that a plain message gets after `change`; 0 if it is let in.
+fn code(change: impl FnOnce(&mut v2::Message, &mut SystemProperties)) -> i32 {
+    let mut message = plain();
+    let mut system = message.system_properties.take().expect("set");
+    change(&mut message, &mut system);
+    message.system_properties = Some(system);
+    super::message(&message, &Limits::default()).map_or_else(|fault| fault.code as i32, |()| 0)
+}
+
+#[test]
+fn a_plain_message_is_let_in() {
+    assert_eq!(code(|_, _| {}), 0);
+    assert_eq!(code(|_, system| system.message_type = 0), 0);
+}
+
+#[test]
+fn reserved_keys_are_sorted_because_they_are_searched_by_halving() {
+    assert!(RESERVED_PROPERTY_KEYS.is_sorted());
+}
+
+#[test]
+fn names_are_rocketmq_s_and_carry_their_namespace() {
+    let code = |fault: Fault| fault.code as i32;
+    assert_eq!(topic(named("order").as_ref(), "").map(|name| name.to_string()), Ok("order".into()));
+    assert_eq!(topic(named("order").as_ref(), "shop").map(|name| name.to_string()), Ok("shop%order".into()));
+    let own = Resource { resource_namespace: "own".into(), name: "order".into() };
+    assert_eq!(topic(Some(&own), "shop").map(|name| name.to_string()), Ok("own%order".into()));
+    for bad in [None, named(""), named("a b"), named("TBW102"), named(&"t".repeat(128))] {
+        assert_eq!(topic(bad.as_ref(), "").map_err(code), Err(40002), "{bad:?}");
+    }
+    assert_eq!(topic(named("").as_ref(), "shop").map_err(code), Err(40002));
+    for bad in [None, named(""), named("a.b"), named(&"g".repeat(121))] {
+        assert_eq!(group(bad.as_ref(), "").map_err(code), Err(40003), "{bad:?}");
+    }
+}
+
+#[test]
+fn a_call_has_one_topic_and_a_bounded_number_of_messages() {
+    let limits = Limits { messages_per_call_max: 2, ..Limits::default() };
+    let code = |messages: &[v2::Message]| send(messages, &limits).map_or_else(|fault| fault.code as i32, |_| 0);
+    let other = v2::Message { topic: named("u"), ..plain() };
+    assert_eq!(code(&[plain(), plain()]), 0);
+    assert_eq!(code(&[]), 40016);
+    assert_eq!(code(&[plain(), other]), 40016);
+    assert_eq!(code(&[plain(), plain(), plain()]), 41300);
+}
+
+#[test]
+fn a_body_has_one_byte_to_four_mebibytes() {
+    assert_eq!(code(|message, _| message.body = vec![0; 4 << 20].into()), 0);
+    assert_eq!(code(|message, _| message.body = vec![0; (4 << 20) + 1].into()), 41301);
+    assert_eq!(code(|message, _| message.body.clear()), 41302);
+}
+
+#[test]
+fn ids_tags_keys_and_groups_have_their_own_codes() {
+    assert_eq!(code(|_, system| system.message_id.clear()), 40009);
+    assert_eq!(code(|_, system| system.message_id = "a b".into()), 40009);
+    assert_eq!(code(|_, system| system.message_id = "a".repeat(129)), 40009);
+    for (tag, expected) in [("paid", 0), ("", 0), ("  ", 40004), ("a|b", 40004), ("a\n", 40004)] {
+        assert_eq!(code(|_, system| system.tag = Some(tag.into())), expected, "{tag:?}");
+    }
+    for (key, expected) in [("order 7", 0), (" ", 40005), ("a\u{1}b", 40005)] {
+        assert_eq!(code(|_, system| system.keys = vec!["fine".into(), key.into()]), expected, "{key:?}");
+    }
+    for group in [" ", "a\tb", &"g".repeat(65)] {
+        assert_eq!(code(|_, system| system.message_group = Some(group.into())), 40006, "{group:?}");
+    }
+}
+
+#[test]
+fn user_properties_are_bounded_in_number_bytes_and_names() {
+    let with =
+        |properties: Vec<(String, String)>| code(|message, _| message.user_properties = HashMap::from_iter(properties));
+    let many = |count: usize| (0..count).map(|at| (format!("k{at}"), "v".to_owned())).collect();
+    assert_eq!(with(many(128)), 0);
+    assert_eq!(with(many(129)), 43101);
+    assert_eq!(with(vec![("k".into(), "v".repeat((16 << 10) - 1))]), 0);
+    assert_eq!(with(vec![("k".into(), "v".repeat(16 << 10))]), 43101);
+    assert_eq!(code(|_, system| system.keys = vec!["k".repeat(32_767)]), 43101);
+    for (key, value) in [("KEYS", "v"), ("__transactionId__", "v"), (" ", "v"), ("a\u{1}", "v"), ("a", "v\u{2}")] {
+        assert_eq!(with(vec![(key.into(), value.into())]), 40007, "{key:?}");
+    }
+}
+
+#[test]
+fn what_is_not_built_is_refused_by_type_and_by_property() {
+    for kind in
+        [MessageType::Fifo, MessageType::Delay, MessageType::Transaction, MessageType::Lite, MessageType::Priority]
+    {
+        assert_eq!(code(|_, system| system.message_type = kind as i32), 50100, "{kind:?}");
+    }
+    assert_eq!(code(|_, system| system.message_group = Some("g".into())), 50100);
+    assert_eq!(code(|_, system| system.delivery_timestamp = Some(Default::default())), 50100);
+    assert_eq!(code(|_, system| system.lite_topic = Some("l".into())), 50100);
+    assert_eq!(code(|_, system| system.priority = Some(1)), 50100);
+    assert_eq!(code(|_, system| system.message_type = 99), 40000);
+}
+
+#[test]
+fn only_the_filter_for_everything_is_let_in() {
+    let code = |kind: i32, expression: &str| {
+        let expression = FilterExpression { r#type: kind, expression: expression.into() };
+        filter(Some(&expression)).map_or_else(|fault| fault.code as i32, |()| 0)
+    };
+    assert_eq!(filter(None), Ok(()));
+    for (kind, expression) in [(0, ""), (0, "*"), (1, "*"), (1, " * ")] {
+        assert_eq!(code(kind, expression), 0, "{kind} {expression:?}");
+    }
+    for (kind, expression) in [(1, "TagA"), (1, "TagA || TagB"), (2, "*"), (2, "a > 1")] {
+        assert_eq!(code(kind, expression), 50100, "{kind} {expression:?}");
+    }
+    assert_eq!(code(9, "*"), 40010);
+}
+
+#[test]
+fn invisible_durations_are_ten_seconds_to_twelve_hours() {
+    let limits = Limits::default();
+    let seconds = |seconds| prost_types::Duration { seconds, nanos: 0 };
+    let received =
+        |given: Option<prost_types::Duration>| receive_invisible(given.as_ref(), &limits).map_err(|f| f.code as i32);
+    assert_eq!(received(Some(seconds(10))), Ok(Duration::from_secs(10)));
+    assert_eq!(received(Some(seconds(43_200))), Ok(Duration::from_secs(43_200)));
+    for bad in [None, Some(seconds(9)), Some(seconds(43_201)), Some(seconds(-1)), Some(seconds(i64::MAX))] {
+        assert_eq!(received(bad), Err(40011), "{bad:?}");
+    }
+    let malformed = prost_types::Duration { seconds: 20, nanos: -1 };
+    assert_eq!(received(Some(malformed)), Err(40011));
+    assert_eq!(changed_invisible(Some(&seconds(0)), &limits), Ok(Duration::ZERO));
+    assert!(changed_invisible(None, &limits).is_err());
+}
+
+#[test]
+fn batch_sizes_polling_times_and_attempt_ids_are_bounded() {
+    let limits = Limits::default();
+    assert_eq!(batch_size(0, &limits), Ok(32));
+    assert_eq!(batch_size(7, &limits), Ok(7));
+    assert_eq!(batch_size(i32::MAX, &limits), Ok(1024));
+    assert!(batch_size(-1, &limits).is_err());
+    assert_eq!(long_poll(None), Ok(None));
+    let negative = prost_types::Duration { seconds: -1, nanos: 0 };
+    assert_eq!(long_poll(Some(&negative)).map_err(|fault| fault.code as i32), Err(40018));
+    assert_eq!(attempt_id(Some("")), Ok(None));
+    assert_eq!(attempt_id(Some("a")), Ok(Some("a")));
+    assert!(attempt_id(Some(&"a".repeat(257))).is_err());
+}
+
+#[test]
+fn client_properties_are_bounded() {
+    let check = |properties: &[(&str, &str)]| {
+        let map: HashMap<String, String> = properties.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        client_properties(map.iter()).map_or_else(|fault| fault.code as i32, |()| 0)
+    };
+    assert_eq!(check(&[("app.name-1", "shop")]), 0);
+    assert_eq!(check(&[("1a", "v")]), 40021);
+    assert_eq!(check(&[("a b", "v")]), 40021);
+    assert_eq!(check(&[("a", &"v".repeat(257))]), 40021);
+    let many: Vec<String> = (0..33).map(|at| format!("k{at}")).collect();
+    assert_eq!(check(&many.iter().map(|key| (key.as_str(), "v")).collect::<Vec<_>>()), 40021);
+}

@@ -1,0 +1,407 @@
+//! Runs the golden scripts of `tests/scripts`: they are the specification of the machine.
+//!
+//! ```text
+//! # What follows, in a sentence.
+//! at 0s    receive group=g topic=t max=1 invisible=10s
+//! ---
+//! deliver q0@0 attempt=1 receipt=0 until=10s
+//! ```
+//! One command a line, then exactly what comes back: replies, and effects in brackets. A receipt is named by its serial;
+//! `receipt=3` is the handle that was given out with it, `receipt=3 forged=q0@7` one that never was. `show …` reads.
+//! `border` and `floor` are what raft tells the machine. Every script runs twice, the second time through image bytes
+//! between any two commands, and must say the same. `UPDATE_SCRIPTS=1 cargo test --test scripts` writes the answers anew;
+//! read the difference.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
+
+use quorate_broker::machine::{
+    Ack, AttemptKey, Batch, ChangeInvisible, Command, CommitOffset, DropGroup, DropTopic, Effect, GroupId, Handle,
+    Machine, PutGroup, PutTopic, QueueId, QueueOffset, Receive, Refusal, Reply, ResetOffset, Send, SendKey, Serial,
+    StartAt, TopicId, TopicKind, tag_hash,
+};
+use quorate_proto::{
+    names::{GroupName, TopicName},
+    time::Timestamp,
+};
+use quorate_raft::Position;
+
+#[test]
+fn every_script_says_what_it_said() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
+    let entries = std::fs::read_dir(&folder).expect("the scripts are there");
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("readable").path()).collect();
+    paths.sort();
+    assert!(paths.len() >= 20, "only {} scripts", paths.len());
+    let mut different = Vec::new();
+    for path in paths {
+        let text = std::fs::read_to_string(&path).expect("readable");
+        let said = run(&path, &text, false);
+        assert_eq!(run(&path, &text, true), said, "{}: differs when it goes through images", path.display());
+        if said != text {
+            different.push(path.file_name().expect("a file").to_owned());
+            if std::env::var_os("UPDATE_SCRIPTS").is_some() {
+                std::fs::write(&path, said).expect("writable");
+            } else {
+                println!("=== {} now says\n{said}", path.display());
+            }
+        }
+    }
+    assert!(different.is_empty(), "these scripts say something else now: {different:?}");
+}
+
+/// Runs a script and returns it with the answers it got.
+fn run(path: &Path, text: &str, through_images: bool) -> String {
+    let mut stage = Stage { machine: Machine::default(), position: 0, handles: BTreeMap::new() };
+    let mut out = String::new();
+    let mut in_answers = false;
+    for (number, line) in text.lines().enumerate() {
+        if line == "---" {
+            in_answers = true;
+        } else if line.is_empty() || line.starts_with('#') {
+            in_answers = false;
+            writeln!(out, "{line}").expect("a string takes it");
+        } else if let Some(rest) = line.strip_prefix("at ") {
+            in_answers = false;
+            if through_images {
+                stage.go_through_image();
+            }
+            let answers = stage.act(rest).unwrap_or_else(|why| panic!("{}:{}: {why}", path.display(), number + 1));
+            writeln!(out, "{line}\n---\n{}", answers.join("\n")).expect("a string takes it");
+        } else {
+            assert!(in_answers, "{}:{}: neither a command nor an answer: {line}", path.display(), number + 1);
+        }
+    }
+    out
+}
+
+struct Stage {
+    machine: Machine,
+    /// Where the next batch's payload begins.
+    position: u64,
+    handles: BTreeMap<u64, Handle>,
+}
+
+impl Stage {
+    fn go_through_image(&mut self) {
+        let image = self.machine.save_image();
+        self.machine = Machine::load_image(image.clone()).expect("a saved image loads");
+        assert_eq!(self.machine.save_image(), image, "an image is the same after a round trip");
+    }
+
+    fn act(&mut self, line: &str) -> Result<Vec<String>, String> {
+        let (time, line) = line.split_once(char::is_whitespace).ok_or("a time and a command")?;
+        let now = Timestamp(millis(time)?);
+        let line = line.trim();
+        let Some((count, line)) = line.strip_prefix("repeat ").and_then(|rest| rest.split_once(' ')) else {
+            return self.act_once(now, line);
+        };
+        let mut last = Vec::new();
+        for n in 0..count.parse::<u32>().map_err(|error| error.to_string())? {
+            last = self.act_once(now, &line.replace("{n}", &n.to_string()))?;
+        }
+        Ok(last)
+    }
+
+    fn act_once(&mut self, now: Timestamp, line: &str) -> Result<Vec<String>, String> {
+        let words = Words::parse(line);
+        let mut effects = Vec::new();
+        match words.verb {
+            "show" => return self.show(now, &words),
+            "border" => {
+                self.machine.border(Position(words.plain(0)?.parse().map_err(|_| "a position")?));
+                return Ok(vec!["ok".to_owned()]);
+            }
+            "floor" => {
+                self.machine.floor(Position(words.plain(0)?.parse().map_err(|_| "a position")?), &mut effects);
+                return Ok(self.effects(&effects, vec!["ok".to_owned()]));
+            }
+            _ => {}
+        }
+        let payload = Batch { now, commands: vec![self.command(&words)?] }.encode();
+        let position = Position(self.position);
+        self.position += 1000;
+        let mut answers = Vec::new();
+        for command in Batch::decode(payload).map_err(|error| error.to_string())?.commands {
+            let reply = self.machine.apply(now, position, command, &mut effects);
+            answers.extend(self.reply(reply));
+        }
+        Ok(self.effects(&effects, answers))
+    }
+
+    fn command(&self, words: &Words<'_>) -> Result<Command, String> {
+        Ok(match words.verb {
+            "topic" => Command::PutTopic(PutTopic {
+                name: TopicName::parse(words.plain(0)?).map_err(|error| error.to_string())?,
+                queues: words.number_or("queues", 1)?,
+                kind: match words.value("kind").unwrap_or("any") {
+                    "normal" => TopicKind::Normal,
+                    "fifo" => TopicKind::Fifo,
+                    "any" => TopicKind::Any,
+                    other => return Err(format!("kind {other}")),
+                },
+                auto: words.flag("auto"),
+                replace: words.flag("replace"),
+            }),
+            "group" => Command::PutGroup(PutGroup {
+                name: GroupName::parse(words.plain(0)?).map_err(|error| error.to_string())?,
+                fifo: words.flag("fifo"),
+                start: if words.value("start") == Some("last") { StartAt::Last } else { StartAt::First },
+                auto: words.flag("auto"),
+                replace: words.flag("replace"),
+            }),
+            "drop-topic" => Command::DropTopic(DropTopic { topic: self.topic(words.plain(0)?)? }),
+            "drop-group" => Command::DropGroup(DropGroup { group: self.group(words.plain(0)?)? }),
+            "send" => self.send(words)?,
+            "receive" => Command::Receive(Receive {
+                group: self.group(words.need("group")?)?,
+                topic: self.topic(words.need("topic")?)?,
+                max: words.number_or("max", 1)?,
+                invisible_ms: millis(words.value("invisible").unwrap_or("10s"))?,
+                first_queue: QueueId(words.number_or("first", 0)?),
+                attempt: words.value("attempt").map(AttemptKey::new),
+            }),
+            "ack" => {
+                let group = self.group(words.need("group")?)?;
+                let receipts = words.pairs.iter().filter(|(key, _)| *key == "receipt");
+                let entries = receipts.map(|(_, serial)| self.handle(serial, words)).collect::<Result<_, _>>()?;
+                Command::Ack(Ack { group, entries })
+            }
+            "change" => Command::ChangeInvisible(ChangeInvisible {
+                group: self.group(words.need("group")?)?,
+                handle: self.handle(words.need("receipt")?, words)?,
+                invisible_ms: millis(words.need("invisible")?)?,
+                renew: words.flag("renew"),
+            }),
+            "commit" => {
+                let (group, topic, queue, offset) = self.place(words)?;
+                Command::CommitOffset(CommitOffset { group, topic, queue, offset })
+            }
+            "reset" => {
+                let (group, topic, queue, offset) = self.place(words)?;
+                Command::ResetOffset(ResetOffset { group, topic, queue, offset })
+            }
+            other => return Err(format!("unknown command {other}")),
+        })
+    }
+
+    fn send(&self, words: &Words<'_>) -> Result<Command, String> {
+        let topic = self.topic(words.need("topic")?)?;
+        let body = words.value("body").unwrap_or("x").to_owned();
+        Ok(Command::Send(Send {
+            topic,
+            queue: QueueId(words.number_or("queue", 0)?),
+            key: SendKey::new(topic, words.value("client").unwrap_or("c"), words.need("id")?),
+            body_crc: crc32c::crc32c(body.as_bytes()),
+            tag_hash: words.value("tag").map_or(0, tag_hash),
+            record: bytes::Bytes::from(body).into(),
+        }))
+    }
+
+    fn place(&self, words: &Words<'_>) -> Result<(GroupId, TopicId, QueueId, QueueOffset), String> {
+        let (queue, offset) = queue_and_offset(words.need("to")?)?;
+        Ok((self.group(words.need("group")?)?, self.topic(words.need("topic")?)?, queue, offset))
+    }
+
+    /// A topic by its name, or by its number: `#3`.
+    fn topic(&self, name: &str) -> Result<TopicId, String> {
+        if let Some(number) = name.strip_prefix('#') {
+            return Ok(TopicId(number.parse().map_err(|_| "a topic number")?));
+        }
+        let parsed = TopicName::parse(name).map_err(|error| error.to_string())?;
+        Ok(self.machine.topic(&parsed).ok_or_else(|| format!("no topic {name}"))?.id())
+    }
+
+    fn group(&self, name: &str) -> Result<GroupId, String> {
+        if let Some(number) = name.strip_prefix('#') {
+            return Ok(GroupId(number.parse().map_err(|_| "a group number")?));
+        }
+        let parsed = GroupName::parse(name).map_err(|error| error.to_string())?;
+        Ok(self.machine.group(&parsed).ok_or_else(|| format!("no group {name}"))?.id())
+    }
+
+    fn handle(&self, serial: &str, words: &Words<'_>) -> Result<Handle, String> {
+        let serial = serial.parse().map_err(|_| "a receipt number")?;
+        match words.value("forged") {
+            Some(place) => {
+                let (queue, offset) = queue_and_offset(place)?;
+                let topic = self.topic(words.value("topic").unwrap_or("#0"))?;
+                let group = self.group(words.need("group")?)?;
+                Ok(Handle { topic, group, queue, offset, serial: Serial(serial), attempt: 1 })
+            }
+            None => self.handles.get(&serial).copied().ok_or_else(|| format!("receipt {serial} was never given out")),
+        }
+    }
+
+    fn reply(&mut self, reply: Reply) -> Vec<String> {
+        match reply {
+            Reply::Sent { queue, offset, duplicate } => {
+                vec![format!("sent q{queue}@{offset}{}", if duplicate { " duplicate" } else { "" })]
+            }
+            Reply::Received { deliveries } if deliveries.is_empty() => vec!["nothing".to_owned()],
+            Reply::Received { deliveries } => deliveries
+                .iter()
+                .map(|delivery| {
+                    self.handles.insert(delivery.handle.serial.0, delivery.handle);
+                    assert_eq!(
+                        (delivery.queue, delivery.offset, delivery.attempt),
+                        (delivery.handle.queue, delivery.handle.offset, delivery.handle.attempt)
+                    );
+                    format!(
+                        "deliver q{}@{} attempt={} receipt={} until={}",
+                        delivery.queue,
+                        delivery.offset,
+                        delivery.attempt,
+                        delivery.handle.serial,
+                        time(delivery.visible_at)
+                    )
+                })
+                .collect(),
+            Reply::Acked { results } => results
+                .into_iter()
+                .map(|result| result.map_or_else(|refusal| refused(&refusal), |()| "acked".to_owned()))
+                .collect(),
+            Reply::Changed { handle, visible_at } => {
+                self.handles.insert(handle.serial.0, handle);
+                vec![format!("changed receipt={} until={}", handle.serial, time(visible_at))]
+            }
+            Reply::Topic { id } => vec![format!("topic #{id}")],
+            Reply::Group { id } => vec![format!("group #{id}")],
+            Reply::Done => vec!["done".to_owned()],
+            Reply::Refused(refusal) => vec![refused(&refusal)],
+        }
+    }
+
+    fn effects(&self, effects: &[Effect], mut answers: Vec<String>) -> Vec<String> {
+        answers.extend(effects.iter().map(|effect| match effect {
+            Effect::Append { topic, queue, offset, pointer } => format!(
+                "[append #{topic} q{queue}@{offset} position={} size={} tag={:x}]",
+                pointer.position, pointer.size, pointer.tag_hash
+            ),
+            Effect::Visible { group, topic } => format!("[visible topic #{topic} group #{group}]"),
+            Effect::TopicsChanged => "[topics changed]".to_owned(),
+            Effect::TopicDropped { topic } => format!("[topic #{topic} dropped]"),
+            Effect::MinMoved { topic, queue, min } => format!("[min #{topic} q{queue}@{min}]"),
+        }));
+        answers
+    }
+
+    fn show(&self, now: Timestamp, words: &Words<'_>) -> Result<Vec<String>, String> {
+        let machine = &self.machine;
+        let group_and_topic =
+            || Ok::<_, String>((self.group(words.need("group")?)?, self.topic(words.need("topic")?)?));
+        Ok(vec![match words.plain(0)? {
+            "ready" => {
+                let (group, topic) = group_and_topic()?;
+                let timeout = machine.next_timeout(group, topic).map_or("never".to_owned(), time);
+                format!("ready {} timeout={timeout}", machine.ready(group, topic, now))
+            }
+            "attempt" => {
+                let (group, topic) = group_and_topic()?;
+                let key = AttemptKey::new(words.plain(1)?);
+                format!("in flight: {}", machine.attempt_in_flight(group, topic, key, now))
+            }
+            "progress" => {
+                let (group, topic) = group_and_topic()?;
+                match machine.progress(group, topic, QueueId(words.number_or("queue", 0)?)) {
+                    Some(p) => {
+                        format!(
+                            "committed={} next={} in-flight={} behind={}",
+                            p.committed, p.next, p.in_flight, p.behind
+                        )
+                    }
+                    None => "none".to_owned(),
+                }
+            }
+            "queue" => {
+                let topic = self.topic(words.need("topic")?)?;
+                let range = machine.queue_range(topic, QueueId(words.number_or("queue", 0)?));
+                range.map_or("none".to_owned(), |(min, end)| format!("min={min} end={end}"))
+            }
+            "dedup" => {
+                let stats = machine.dedup_stats();
+                let (window, duplicates) = (time(Timestamp(stats.window_ms)), stats.duplicates);
+                format!(
+                    "entries={} window={window} duplicates={duplicates} collisions={}",
+                    stats.entries, stats.collisions
+                )
+            }
+            "totals" => {
+                let totals = machine.totals();
+                format!("sent={} delivered={} acked={}", totals.sent, totals.delivered, totals.acked)
+            }
+            "older" => {
+                let border = machine.border_at(Timestamp(millis(words.plain(1)?)?));
+                border.map_or("none".to_owned(), |border| format!("border {border}"))
+            }
+            "now" => time(machine.now()),
+            other => return Err(format!("cannot show {other}")),
+        }])
+    }
+}
+
+fn refused(refusal: &Refusal) -> String {
+    format!("refused {refusal:?}")
+}
+
+/// A line in pieces: `verb plain key=value flag`.
+struct Words<'a> {
+    verb: &'a str,
+    plain: Vec<&'a str>,
+    pairs: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Words<'a> {
+    fn parse(line: &'a str) -> Self {
+        let mut words = line.split_whitespace();
+        let verb = words.next().unwrap_or_default();
+        let (pairs, plain): (Vec<_>, Vec<_>) = words.partition(|word| word.contains('='));
+        Self { verb, plain, pairs: pairs.into_iter().filter_map(|pair| pair.split_once('=')).collect() }
+    }
+
+    fn plain(&self, number: usize) -> Result<&'a str, String> {
+        self.plain.get(number).copied().ok_or_else(|| format!("{} needs more words", self.verb))
+    }
+
+    fn value(&self, key: &str) -> Option<&'a str> {
+        self.pairs.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
+    }
+
+    fn need(&self, key: &str) -> Result<&'a str, String> {
+        self.value(key).ok_or_else(|| format!("{} needs {key}=", self.verb))
+    }
+
+    fn number_or(&self, key: &str, default: u16) -> Result<u16, String> {
+        self.value(key).map_or(Ok(default), |value| value.parse().map_err(|_| format!("{key}={value}")))
+    }
+
+    fn flag(&self, name: &str) -> bool {
+        self.plain.contains(&name)
+    }
+}
+
+fn queue_and_offset(text: &str) -> Result<(QueueId, QueueOffset), String> {
+    let parts = text.strip_prefix('q').and_then(|rest| rest.split_once('@'));
+    let (queue, offset) = parts.ok_or_else(|| format!("{text} is not q0@0"))?;
+    let number = |text: &str| text.parse::<u64>().map_err(|_| format!("{text} is not a number"));
+    Ok((QueueId(number(queue)? as u16), QueueOffset(number(offset)?)))
+}
+
+fn millis(text: &str) -> Result<u64, String> {
+    let (digits, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let factor = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(format!("{text} is not a time")),
+    };
+    Ok(digits.parse::<u64>().map_err(|_| format!("{text} is not a time"))? * factor)
+}
+
+fn time(at: Timestamp) -> String {
+    if at.0.is_multiple_of(1000) { format!("{}s", at.0 / 1000) } else { format!("{}ms", at.0) }
+}
