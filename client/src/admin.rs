@@ -1,0 +1,166 @@
+//! The operators' calls: topics, consumer groups, the state of the broker group. Any node answers them.
+//!
+//! A change whose outcome is unknown is not repeated by itself, because the repetition's answer would tell of the first one's effect
+//! ("exists already"): the caller looks and decides.
+
+use std::{fmt, sync::Arc};
+
+use quorate_proto::admin::{self, broker_admin_client::BrokerAdminClient};
+
+use crate::{
+    error::{AdminError, CallError, check_code},
+    identity::Identity,
+    transport::{Attempts, CallLimits, Connection, Transport},
+};
+
+/// Asks broker nodes; tries the next one when one cannot be reached. Cheap to clone.
+#[derive(Clone)]
+pub struct Admin {
+    transport: Arc<Transport>,
+    identity: Arc<Identity>,
+    limits: CallLimits,
+    endpoints: Arc<[Arc<str>]>,
+}
+
+/// One call of the service, with its attempts. The answer's `Outcome` is sorted like every status.
+macro_rules! call {
+    ($admin:expr, $method:ident($request:expr), repeat: $repeat:expr, $outcome:expr) => {{
+        let request = $request;
+        let limits = CallLimits { repeat_unknown: $repeat, ..$admin.limits };
+        let mut attempts = Attempts::new(&$admin.transport, limits);
+        loop {
+            let attempt = attempts.next(&$admin.endpoints).await?;
+            let mut client = broker_admin(&attempt.connection);
+            let call = client.$method($admin.identity.request(request.clone(), attempt.timeout));
+            let answer = attempts.answer(&attempt, call).await.map(tonic::Response::into_inner);
+            match answer.and_then(|answer| check_outcome($outcome(&answer)).map(|()| answer)) {
+                Ok(answer) => break Ok(answer),
+                Err(error) => attempts.failed(&attempt, error)?,
+            }
+        }
+    }};
+}
+
+impl Admin {
+    pub(crate) fn new(
+        transport: Arc<Transport>,
+        identity: Arc<Identity>,
+        limits: CallLimits,
+        endpoints: Vec<Arc<str>>,
+    ) -> Self {
+        Self { transport, identity, limits, endpoints: endpoints.into() }
+    }
+
+    /// Creates a topic. `queues` 0 takes the broker's default.
+    ///
+    /// # Errors
+    /// `Refused` if it exists with other settings or the name is not one.
+    pub async fn create_topic(&self, name: &str, queues: u32, kind: admin::TopicType) -> Result<(), AdminError> {
+        let topic = admin::Topic { name: name.to_owned(), queues, r#type: kind.into(), ..admin::Topic::default() };
+        let request = admin::CreateTopicRequest { topic: Some(topic) };
+        let outcome: Result<admin::Outcome, AdminError> = call!(self, create_topic(request), repeat: false, Some);
+        outcome.map(drop)
+    }
+
+    /// Deletes a topic with everything in it.
+    ///
+    /// # Errors
+    /// `Refused` with 40402 if there is none.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), AdminError> {
+        let request = admin::DeleteTopicRequest { name: name.to_owned() };
+        let outcome: Result<admin::Outcome, AdminError> = call!(self, delete_topic(request), repeat: false, Some);
+        outcome.map(drop)
+    }
+
+    /// A topic with the offsets of its queues.
+    ///
+    /// # Errors
+    /// `Refused` with 40402 if there is none.
+    pub async fn describe_topic(&self, name: &str) -> Result<admin::Topic, AdminError> {
+        let request = admin::DescribeTopicRequest { name: name.to_owned() };
+        let answer: Result<admin::DescribeTopicResponse, AdminError> = call!(self, describe_topic(request), repeat: true, |answer: &'_ admin::DescribeTopicResponse| answer
+                .outcome
+                .clone());
+        answer?.topic.ok_or_else(|| CallError::Unknown { code: 0, message: "the answer has no topic".to_owned() })
+    }
+
+    /// All topics, by name.
+    ///
+    /// # Errors
+    /// Only what keeps a call from being answered.
+    pub async fn list_topics(&self) -> Result<Vec<admin::Topic>, AdminError> {
+        let answer: Result<admin::ListTopicsResponse, AdminError> = call!(self, list_topics(admin::ListTopicsRequest {}), repeat: true, |answer: &'_ admin::ListTopicsResponse| {
+            answer.outcome.clone()
+        });
+        let mut topics = answer?.topics;
+        topics.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(topics)
+    }
+
+    /// Creates a consumer group. A FIFO group gets messages of one message group in order.
+    ///
+    /// # Errors
+    /// `Refused` if it exists with other settings or the name is not one.
+    pub async fn create_group(&self, name: &str, fifo: bool) -> Result<(), AdminError> {
+        let group = admin::ConsumerGroup { name: name.to_owned(), fifo, created_ms: 0 };
+        let request = admin::CreateGroupRequest { group: Some(group) };
+        let outcome: Result<admin::Outcome, AdminError> = call!(self, create_group(request), repeat: false, Some);
+        outcome.map(drop)
+    }
+
+    /// Deletes a consumer group with its progress.
+    ///
+    /// # Errors
+    /// `Refused` with 40403 if there is none.
+    pub async fn delete_group(&self, name: &str) -> Result<(), AdminError> {
+        let request = admin::DeleteGroupRequest { name: name.to_owned() };
+        let outcome: Result<admin::Outcome, AdminError> = call!(self, delete_group(request), repeat: false, Some);
+        outcome.map(drop)
+    }
+
+    /// All consumer groups, by name.
+    ///
+    /// # Errors
+    /// Only what keeps a call from being answered.
+    pub async fn list_groups(&self) -> Result<Vec<admin::ConsumerGroup>, AdminError> {
+        let answer: Result<admin::ListGroupsResponse, AdminError> = call!(self, list_groups(admin::ListGroupsRequest {}), repeat: true, |answer: &'_ admin::ListGroupsResponse| {
+            answer.outcome.clone()
+        });
+        let mut groups = answer?.groups;
+        groups.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(groups)
+    }
+
+    /// The state of every node, as one of them gathered it, by number.
+    ///
+    /// # Errors
+    /// Only what keeps a call from being answered; nodes that were not reached say so in their entry.
+    pub async fn cluster_status(&self) -> Result<admin::ClusterStatusResponse, AdminError> {
+        let answer: Result<admin::ClusterStatusResponse, AdminError> = call!(
+            self,
+            cluster_status(admin::ClusterStatusRequest {}),
+            repeat: true,
+            |answer: &'_ admin::ClusterStatusResponse| answer.outcome.clone()
+        );
+        let mut status = answer?;
+        status.nodes.sort_by_key(|node| node.number);
+        Ok(status)
+    }
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin").field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
+}
+
+fn broker_admin(connection: &Connection) -> BrokerAdminClient<Connection> {
+    BrokerAdminClient::with_origin(connection.clone(), connection.origin())
+}
+
+fn check_outcome(outcome: Option<impl std::borrow::Borrow<admin::Outcome>>) -> Result<(), CallError> {
+    match outcome {
+        Some(outcome) => check_code(outcome.borrow().code, &outcome.borrow().message),
+        None => Err(CallError::Unknown { code: 0, message: "the answer has no outcome".to_owned() }),
+    }
+}

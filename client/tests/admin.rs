@@ -1,0 +1,46 @@
+//! What operators' calls do.
+
+mod fake;
+
+use fake::{Answer, Cluster};
+use quorate_client::{AdminError, TopicType};
+use tokio::time::Instant;
+
+const THREE: [&str; 3] = ["10.0.0.1:1", "10.0.0.2:2", "10.0.0.3:3"];
+
+#[tokio::test(start_paused = true)]
+async fn any_endpoint_answers_and_the_next_is_asked_when_one_is_dead() {
+    let cluster = Cluster::start(&THREE);
+    cluster.kill(THREE[0]);
+    let admin = cluster.client(&THREE.join(";")).admin();
+    let names: Vec<String> = admin.list_topics().await.unwrap().into_iter().map(|topic| topic.name).collect();
+    assert_eq!(names, ["a", "b"]);
+    assert_eq!(cluster.calls_of("list_topics"), [THREE[1]]);
+    assert_eq!(admin.describe_topic("x").await.unwrap().queues, 4);
+    admin.cluster_status().await.unwrap();
+    admin.list_groups().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_repeated_only_if_it_certainly_had_no_effect() {
+    let cluster = Cluster::start(&THREE);
+    let admin = cluster.client(&THREE.join(";")).admin();
+    cluster.say([Answer::Code(50002), Answer::Fine]);
+    admin.create_topic("t", 8, TopicType::Normal).await.unwrap();
+    cluster.say([Answer::Code(50402), Answer::Fine]);
+    assert!(matches!(admin.delete_topic("t").await, Err(AdminError::Unknown { code: 50402, .. })));
+    assert_eq!(cluster.calls_of("delete_topic").len(), 1);
+    cluster.script.lock().unwrap().clear();
+    cluster.say([Answer::Code(40403)]);
+    assert!(matches!(admin.delete_group("g").await, Err(AdminError::Refused { code: 40403, .. })));
+    admin.create_group("g", true).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_nobody_there_an_operator_does_not_wait_long() {
+    let cluster = Cluster::start(&[]);
+    let admin = cluster.client(&THREE.join(";")).admin();
+    let start = Instant::now();
+    assert!(matches!(admin.list_topics().await, Err(AdminError::NotNow { code: 0, .. })));
+    assert!(start.elapsed().as_millis() < 500, "{:?}", start.elapsed());
+}

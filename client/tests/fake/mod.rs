@@ -1,0 +1,511 @@
+//! A broker group that answers by script, on a network of memory: what a test says happens, and everything asked is written down.
+
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a part of the tests, of which each file uses its share"
+)]
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::stream::BoxStream;
+use quorate_client::{Client, ClientConfig, Doors};
+use quorate_proto::{
+    admin::{self, broker_admin_server::BrokerAdminServer},
+    doors::{BoxFuture, Net, NetListener, Stream},
+    time::SystemClock,
+    v2::{self, messaging_service_server::MessagingServiceServer},
+};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Request, Response, Status};
+
+/// What a node does with a send, a receive, an ack or an operator's change.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// All is well.
+    Fine,
+    /// gRPC OK with this code for the whole call.
+    Code(i32),
+    /// One code per message or entry.
+    Entries(Vec<i32>),
+    /// Nothing, ever.
+    Silence,
+    /// The process dies while it works on the call.
+    Death,
+    /// These bodies, after this long; then the status, or a death before it.
+    Deliver { after: Duration, bodies: Vec<&'static str>, dies: bool },
+}
+
+/// The whole group: script and record.
+#[derive(Default)]
+pub struct Cluster {
+    nodes: Mutex<HashMap<String, Node>>,
+    dials: Mutex<Vec<String>>,
+    pub script: Mutex<VecDeque<Answer>>,
+    /// Addresses of the route, leader first.
+    pub route: Mutex<Vec<String>>,
+    pub sends: Mutex<Vec<(String, v2::SendMessageRequest)>>,
+    pub receives: Mutex<Vec<(String, v2::ReceiveMessageRequest)>>,
+    pub calls: Mutex<Vec<(String, &'static str)>>,
+    headers: Mutex<Vec<(&'static str, tonic::metadata::MetadataMap)>>,
+    pub settings: Mutex<Vec<v2::Settings>>,
+}
+
+struct Node {
+    incoming: mpsc::UnboundedSender<io::Result<Stream>>,
+    wires: Vec<AbortOnDropHandle<()>>,
+    _server: AbortOnDropHandle<()>,
+}
+
+impl Cluster {
+    /// Nodes at these addresses, all in the route.
+    pub fn start(addresses: &[&str]) -> Arc<Self> {
+        let cluster = Arc::new(Self::default());
+        *cluster.route.lock().unwrap() = addresses.iter().map(|address| (*address).to_owned()).collect();
+        addresses.iter().for_each(|address| cluster.revive(address));
+        cluster
+    }
+
+    /// (Re)starts a node.
+    pub fn revive(self: &Arc<Self>, address: &str) {
+        let (incoming, connections) = mpsc::unbounded_channel();
+        let voice = Voice { address: address.to_owned(), cluster: self.clone() };
+        let services =
+            Services { messaging: MessagingServiceServer::new(voice.clone()), admin: BrokerAdminServer::new(voice) };
+        let connections = tokio_stream::wrappers::UnboundedReceiverStream::new(connections);
+        let server = tonic::transport::Server::builder().serve_with_incoming(services, connections);
+        let server = AbortOnDropHandle::new(tokio::spawn(async move { server.await.unwrap() }));
+        self.nodes.lock().unwrap().insert(address.to_owned(), Node { incoming, wires: Vec::new(), _server: server });
+    }
+
+    /// Ends a node as SIGKILL does: the port closes and every connection breaks.
+    pub fn kill(&self, address: &str) {
+        self.nodes.lock().unwrap().remove(address);
+    }
+
+    pub fn say(&self, answers: impl IntoIterator<Item = Answer>) {
+        self.script.lock().unwrap().extend(answers);
+    }
+
+    pub fn dials_to(&self, address: &str) -> usize {
+        self.dials.lock().unwrap().iter().filter(|dial| *dial == address).count()
+    }
+
+    pub fn calls_of(&self, method: &str) -> Vec<String> {
+        self.calls.lock().unwrap().iter().filter(|(_, name)| *name == method).map(|(node, _)| node.clone()).collect()
+    }
+
+    /// A header of the last call of a method.
+    pub fn header(&self, method: &str, name: &str) -> Option<String> {
+        let headers = self.headers.lock().unwrap();
+        let (_, headers) = headers.iter().rfind(|(of, _)| *of == method)?;
+        headers.get(name).map(|value| value.to_str().unwrap().to_owned())
+    }
+
+    /// A client of these endpoints.
+    pub fn client(self: &Arc<Self>, endpoints: &str) -> Client {
+        self.client_with(endpoints, |_| {})
+    }
+
+    pub fn client_with(self: &Arc<Self>, endpoints: &str, change: impl FnOnce(&mut ClientConfig)) -> Client {
+        let mut config = ClientConfig::parse(endpoints).unwrap();
+        config.seed = Some(7);
+        change(&mut config);
+        let doors = Doors { net: Arc::new(MemoryNet(self.clone())), clock: Arc::new(SystemClock::new()) };
+        Client::new(config, doors).unwrap()
+    }
+
+    /// The nodes and message ids of all sends so far.
+    pub fn sent(&self) -> Vec<(String, String)> {
+        let id = |request: &v2::SendMessageRequest| request.messages[0].system_properties.clone().unwrap().message_id;
+        self.sends.lock().unwrap().iter().map(|(node, request)| (node.clone(), id(request))).collect()
+    }
+}
+
+/// Connects to the nodes of a cluster; an address without a node refuses.
+struct MemoryNet(Arc<Cluster>);
+
+impl Net for MemoryNet {
+    fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Stream>> {
+        Box::pin(async move {
+            self.0.dials.lock().unwrap().push(address.to_owned());
+            let mut nodes = self.0.nodes.lock().unwrap();
+            let node = nodes.get_mut(address).ok_or(io::ErrorKind::ConnectionRefused)?;
+            let (client, mut left) = tokio::io::duplex(1 << 16);
+            let (mut right, server) = tokio::io::duplex(1 << 16);
+            let wire = tokio::spawn(async move {
+                let _ = tokio::io::copy_bidirectional(&mut left, &mut right).await;
+            });
+            node.wires.push(AbortOnDropHandle::new(wire));
+            let accepted = Stream::new(server, "client".to_owned());
+            node.incoming.send(Ok(accepted)).map_err(|_| io::ErrorKind::ConnectionRefused)?;
+            Ok(Stream::new(client, address.to_owned()))
+        })
+    }
+
+    fn listen<'a>(&'a self, _: &'a str) -> BoxFuture<'a, io::Result<Arc<dyn NetListener>>> {
+        Box::pin(async { Err(io::ErrorKind::Unsupported.into()) })
+    }
+}
+
+/// Both services of a node's port.
+#[derive(Clone)]
+struct Services {
+    messaging: MessagingServiceServer<Voice>,
+    admin: BrokerAdminServer<Voice>,
+}
+
+impl tower::Service<http::Request<tonic::body::Body>> for Services {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = std::convert::Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        match request.uri().path().starts_with("/quorate.admin.") {
+            true => self.admin.call(request),
+            false => self.messaging.call(request),
+        }
+    }
+}
+
+/// One node's voice.
+#[derive(Clone)]
+struct Voice {
+    address: String,
+    cluster: Arc<Cluster>,
+}
+
+impl Voice {
+    fn note<T>(&self, method: &'static str, request: &Request<T>) {
+        self.cluster.calls.lock().unwrap().push((self.address.clone(), method));
+        self.cluster.headers.lock().unwrap().push((method, request.metadata().clone()));
+    }
+
+    /// The next answer of the script; silences and deaths never return.
+    async fn answer(&self) -> Answer {
+        let next = self.cluster.script.lock().unwrap().pop_front().unwrap_or(Answer::Fine);
+        match next {
+            Answer::Silence => std::future::pending().await,
+            Answer::Death => {
+                self.cluster.kill(&self.address);
+                std::future::pending().await
+            }
+            other => other,
+        }
+    }
+}
+
+fn status(code: i32) -> v2::Status {
+    v2::Status { code, message: format!("code {code}") }
+}
+
+/// The status of a whole call.
+fn verdict(answer: &Answer) -> v2::Status {
+    match answer {
+        Answer::Code(code) => status(*code),
+        Answer::Entries(_) => status(30000),
+        _ => status(20000),
+    }
+}
+
+fn codes(answer: &Answer, count: usize) -> Vec<i32> {
+    match answer {
+        Answer::Code(_) => Vec::new(),
+        Answer::Entries(codes) => codes.clone(),
+        _ => vec![20000; count],
+    }
+}
+
+#[tonic::async_trait]
+impl v2::messaging_service_server::MessagingService for Voice {
+    type ReceiveMessageStream = BoxStream<'static, Result<v2::ReceiveMessageResponse, Status>>;
+    type PullMessageStream = BoxStream<'static, Result<v2::PullMessageResponse, Status>>;
+    type TelemetryStream = BoxStream<'static, Result<v2::TelemetryCommand, Status>>;
+
+    async fn query_route(&self, r: Request<v2::QueryRouteRequest>) -> Result<Response<v2::QueryRouteResponse>, Status> {
+        self.note("route", &r);
+        let topic = r.into_inner().topic;
+        if topic.as_ref().is_some_and(|topic| topic.name == "missing") {
+            return Ok(Response::new(v2::QueryRouteResponse {
+                status: Some(status(40402)),
+                message_queues: Vec::new(),
+            }));
+        }
+        let address = |text: &String| {
+            let (host, port) = text.rsplit_once(':').unwrap();
+            v2::Address { host: host.to_owned(), port: port.parse().unwrap() }
+        };
+        let addresses = self.cluster.route.lock().unwrap().iter().map(address).collect();
+        let endpoints = v2::Endpoints { scheme: v2::AddressScheme::IPv4.into(), addresses };
+        let broker = v2::Broker { name: "g".to_owned(), id: 0, endpoints: Some(endpoints) };
+        let queue = |id| v2::MessageQueue {
+            topic: topic.clone(),
+            id,
+            permission: v2::Permission::ReadWrite.into(),
+            broker: Some(broker.clone()),
+            accept_message_types: vec![v2::MessageType::Normal.into()],
+        };
+        let message_queues = (0..4).map(queue).collect();
+        Ok(Response::new(v2::QueryRouteResponse { status: Some(status(20000)), message_queues }))
+    }
+
+    async fn heartbeat(&self, r: Request<v2::HeartbeatRequest>) -> Result<Response<v2::HeartbeatResponse>, Status> {
+        self.note("heartbeat", &r);
+        Ok(Response::new(v2::HeartbeatResponse { status: Some(status(20000)) }))
+    }
+
+    async fn send_message(
+        &self,
+        r: Request<v2::SendMessageRequest>,
+    ) -> Result<Response<v2::SendMessageResponse>, Status> {
+        self.note("send", &r);
+        let request = r.into_inner();
+        let count = request.messages.len();
+        self.cluster.sends.lock().unwrap().push((self.address.clone(), request));
+        let answer = self.answer().await;
+        let entry =
+            |code| v2::SendResultEntry { status: Some(status(code)), offset: 5, ..v2::SendResultEntry::default() };
+        let entries = codes(&answer, count).into_iter().map(entry).collect();
+        Ok(Response::new(v2::SendMessageResponse { status: Some(verdict(&answer)), entries }))
+    }
+
+    async fn receive_message(
+        &self,
+        r: Request<v2::ReceiveMessageRequest>,
+    ) -> Result<Response<Self::ReceiveMessageStream>, Status> {
+        self.note("receive", &r);
+        self.cluster.receives.lock().unwrap().push((self.address.clone(), r.into_inner()));
+        let part = |content| Ok(v2::ReceiveMessageResponse { content: Some(content) });
+        let (address, cluster) = (self.address.clone(), self.cluster.clone());
+        let parts: BoxStream<'static, _> = match self.answer().await {
+            Answer::Deliver { after, bodies, dies } => {
+                let message = |(offset, body): (usize, &str)| v2::Message {
+                    topic: Some(v2::Resource { name: "t".to_owned(), ..v2::Resource::default() }),
+                    body: bytes::Bytes::copy_from_slice(body.as_bytes()),
+                    system_properties: Some(v2::SystemProperties {
+                        message_id: format!("id-{body}"),
+                        receipt_handle: Some(format!("handle-{body}")),
+                        queue_offset: Some(offset as i64),
+                        delivery_attempt: Some(1),
+                        ..v2::SystemProperties::default()
+                    }),
+                    ..v2::Message::default()
+                };
+                let messages: Vec<_> = bodies.into_iter().enumerate().map(message).collect();
+                Box::pin(async_parts(after, messages, dies, move || cluster.kill(&address)))
+            }
+            answer => {
+                let code = if let Answer::Code(code) = answer { code } else { 40401 };
+                let content = v2::receive_message_response::Content::Status(status(code));
+                Box::pin(futures_util::stream::iter([part(content)]))
+            }
+        };
+        Ok(Response::new(parts))
+    }
+
+    async fn ack_message(&self, r: Request<v2::AckMessageRequest>) -> Result<Response<v2::AckMessageResponse>, Status> {
+        self.note("ack", &r);
+        let count = r.into_inner().entries.len();
+        let answer = self.answer().await;
+        let entry =
+            |code| v2::AckMessageResultEntry { status: Some(status(code)), ..v2::AckMessageResultEntry::default() };
+        let entries = codes(&answer, count).into_iter().map(entry).collect();
+        Ok(Response::new(v2::AckMessageResponse { status: Some(verdict(&answer)), entries }))
+    }
+
+    async fn telemetry(
+        &self,
+        r: Request<tonic::Streaming<v2::TelemetryCommand>>,
+    ) -> Result<Response<Self::TelemetryStream>, Status> {
+        use futures_util::StreamExt as _;
+        self.note("telemetry", &r);
+        let (cluster, incoming) = (self.cluster.clone(), r.into_inner());
+        let answers = incoming.map(move |command| {
+            let command = command?;
+            if let Some(v2::telemetry_command::Command::Settings(settings)) = &command.command {
+                cluster.settings.lock().unwrap().push(settings.clone());
+            }
+            Ok(v2::TelemetryCommand { status: Some(status(20000)), ..command })
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn notify_client_termination(
+        &self,
+        r: Request<v2::NotifyClientTerminationRequest>,
+    ) -> Result<Response<v2::NotifyClientTerminationResponse>, Status> {
+        self.note("farewell", &r);
+        Ok(Response::new(v2::NotifyClientTerminationResponse { status: Some(status(20000)) }))
+    }
+
+    async fn change_invisible_duration(
+        &self,
+        r: Request<v2::ChangeInvisibleDurationRequest>,
+    ) -> Result<Response<v2::ChangeInvisibleDurationResponse>, Status> {
+        self.note("change", &r);
+        let answer = self.answer().await;
+        let receipt_handle = format!("{}+", r.into_inner().receipt_handle);
+        Ok(Response::new(v2::ChangeInvisibleDurationResponse { status: Some(verdict(&answer)), receipt_handle }))
+    }
+
+    async fn query_assignment(
+        &self,
+        _: Request<v2::QueryAssignmentRequest>,
+    ) -> Result<Response<v2::QueryAssignmentResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn forward_message_to_dead_letter_queue(
+        &self,
+        _: Request<v2::ForwardMessageToDeadLetterQueueRequest>,
+    ) -> Result<Response<v2::ForwardMessageToDeadLetterQueueResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn pull_message(
+        &self,
+        _: Request<v2::PullMessageRequest>,
+    ) -> Result<Response<Self::PullMessageStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn update_offset(
+        &self,
+        _: Request<v2::UpdateOffsetRequest>,
+    ) -> Result<Response<v2::UpdateOffsetResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn get_offset(&self, _: Request<v2::GetOffsetRequest>) -> Result<Response<v2::GetOffsetResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn query_offset(
+        &self,
+        _: Request<v2::QueryOffsetRequest>,
+    ) -> Result<Response<v2::QueryOffsetResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn end_transaction(
+        &self,
+        _: Request<v2::EndTransactionRequest>,
+    ) -> Result<Response<v2::EndTransactionResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn recall_message(
+        &self,
+        _: Request<v2::RecallMessageRequest>,
+    ) -> Result<Response<v2::RecallMessageResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn sync_lite_subscription(
+        &self,
+        _: Request<v2::SyncLiteSubscriptionRequest>,
+    ) -> Result<Response<v2::SyncLiteSubscriptionResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+}
+
+/// Messages after a while, then the status or the death of the node.
+fn async_parts(
+    after: Duration,
+    messages: Vec<v2::Message>,
+    dies: bool,
+    die: impl FnOnce() + Send + 'static,
+) -> impl futures_core::Stream<Item = Result<v2::ReceiveMessageResponse, Status>> + Send + 'static {
+    use futures_util::StreamExt as _;
+    use v2::receive_message_response::Content;
+    let part = |content| Ok(v2::ReceiveMessageResponse { content: Some(content) });
+    let first = futures_util::stream::once(async move {
+        tokio::time::sleep(after).await;
+        part(Content::DeliveryTimestamp(prost_types::Timestamp::default()))
+    });
+    let last = futures_util::stream::once(async move {
+        if dies {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            die();
+            std::future::pending::<()>().await;
+        }
+        part(Content::Status(status(20000)))
+    });
+    first.chain(futures_util::stream::iter(messages).map(move |message| part(Content::Message(message)))).chain(last)
+}
+
+fn outcome(answer: &Answer) -> admin::Outcome {
+    let status = verdict(answer);
+    admin::Outcome { code: status.code, message: status.message }
+}
+
+#[tonic::async_trait]
+impl admin::broker_admin_server::BrokerAdmin for Voice {
+    async fn create_topic(&self, r: Request<admin::CreateTopicRequest>) -> Result<Response<admin::Outcome>, Status> {
+        self.note("create_topic", &r);
+        Ok(Response::new(outcome(&self.answer().await)))
+    }
+
+    async fn delete_topic(&self, r: Request<admin::DeleteTopicRequest>) -> Result<Response<admin::Outcome>, Status> {
+        self.note("delete_topic", &r);
+        Ok(Response::new(outcome(&self.answer().await)))
+    }
+
+    async fn describe_topic(
+        &self,
+        r: Request<admin::DescribeTopicRequest>,
+    ) -> Result<Response<admin::DescribeTopicResponse>, Status> {
+        self.note("describe_topic", &r);
+        let outcome = outcome(&self.answer().await);
+        let topic = admin::Topic { name: r.into_inner().name, queues: 4, ..admin::Topic::default() };
+        Ok(Response::new(admin::DescribeTopicResponse { outcome: Some(outcome), topic: Some(topic) }))
+    }
+
+    async fn list_topics(
+        &self,
+        r: Request<admin::ListTopicsRequest>,
+    ) -> Result<Response<admin::ListTopicsResponse>, Status> {
+        self.note("list_topics", &r);
+        let topic = |name: &str| admin::Topic { name: name.to_owned(), ..admin::Topic::default() };
+        let outcome = outcome(&self.answer().await);
+        Ok(Response::new(admin::ListTopicsResponse { outcome: Some(outcome), topics: vec![topic("b"), topic("a")] }))
+    }
+
+    async fn create_group(&self, r: Request<admin::CreateGroupRequest>) -> Result<Response<admin::Outcome>, Status> {
+        self.note("create_group", &r);
+        Ok(Response::new(outcome(&self.answer().await)))
+    }
+
+    async fn delete_group(&self, r: Request<admin::DeleteGroupRequest>) -> Result<Response<admin::Outcome>, Status> {
+        self.note("delete_group", &r);
+        Ok(Response::new(outcome(&self.answer().await)))
+    }
+
+    async fn list_groups(
+        &self,
+        r: Request<admin::ListGroupsRequest>,
+    ) -> Result<Response<admin::ListGroupsResponse>, Status> {
+        self.note("list_groups", &r);
+        Ok(Response::new(admin::ListGroupsResponse { outcome: Some(outcome(&Answer::Fine)), groups: Vec::new() }))
+    }
+
+    async fn cluster_status(
+        &self,
+        r: Request<admin::ClusterStatusRequest>,
+    ) -> Result<Response<admin::ClusterStatusResponse>, Status> {
+        self.note("cluster_status", &r);
+        Ok(Response::new(admin::ClusterStatusResponse { outcome: Some(outcome(&Answer::Fine)), ..Default::default() }))
+    }
+}
