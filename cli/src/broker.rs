@@ -1,0 +1,309 @@
+//! `quorate broker`: one node of a broker group, with a name server beside it.
+//!
+//! ```text
+//!   main runtime    clients' gRPC, planning, applying, name server
+//!   "raft" runtime  the log's own tasks: heartbeats stay on time while the other is busy
+//! ```
+//! Settings come in layers (`config`), are checked once and printed with their origin where somebody set them. SIGTERM or Ctrl-C stops in
+//! order: leadership handed over, calls finished, log closed; a second one ends the process at once.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use clap::Args;
+use quorate_broker::{
+    Bound, Doors, RunError,
+    config::{BrokerConfig, ConfigError},
+};
+use quorate_namesrv::NamesrvConfig;
+use quorate_proto::{
+    doors::TcpNet,
+    time::{Clock, SystemClock},
+};
+use quorate_raft::{StartError, TcpNetwork, disk::RealDisk};
+use serde::{Deserialize, Serialize};
+use tokio::{runtime, sync::oneshot, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Layers, Loaded, read},
+    failure::{self, Failure},
+    logging::{self, LogConfig, LogFormat},
+    output::note,
+    stop::Stop,
+};
+
+/// How long what is left on the runtimes may take to end.
+const LAST_RITES: Duration = Duration::from_secs(1);
+
+/// Where the node is, who it is, and where its settings are. Everything else is set in the file or by QUORATE_… variables.
+#[derive(Debug, Args)]
+pub struct BrokerArgs {
+    /// TOML file with the node's settings
+    #[arg(long, env = "QUORATE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Number of this node in its group (node.number)
+    #[arg(long, value_name = "NUMBER")]
+    node: Option<u16>,
+    /// All nodes of the group, NUMBER@HOST:PORT, separated by ; (node.peers)
+    #[arg(long, value_name = "LIST")]
+    peers: Option<String>,
+    /// Id of the cluster (node.cluster)
+    #[arg(long, value_name = "ID")]
+    cluster: Option<String>,
+    /// Directory of this node alone (storage.data_dir)
+    #[arg(long, value_name = "DIR")]
+    data: Option<String>,
+    /// Listener of clients and operators (network.client_listen)
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// Address that clients are given for this node (network.client_advertise)
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// Listener of the other nodes (network.peer_listen)
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_listen: Option<String>,
+    /// Name servers to register with, separated by ; (network.name_servers)
+    #[arg(long, value_name = "LIST")]
+    name_servers: Option<String>,
+    /// Allow listeners beyond loopback although nothing is encrypted or authenticated (network.insecure)
+    #[arg(long)]
+    insecure: bool,
+    /// Form the group although a peer is unreachable or not empty, once, by hand (node.bootstrap)
+    #[arg(long)]
+    bootstrap: bool,
+    /// How log lines look (log.format)
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormat>,
+    /// Print all settings with their origin as a TOML file, and do nothing else
+    #[arg(long)]
+    print_config: bool,
+}
+
+/// A broker's file: the node's own tables, and those of what stands beside it in the process.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+struct BrokerFile {
+    #[serde(flatten)]
+    broker: BrokerConfig,
+    name_server: NameServerConfig,
+    log: LogConfig,
+}
+
+/// The `[name_server]` table.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct NameServerConfig {
+    /// Run a name server in this process. Default true.
+    enabled: bool,
+    /// Where it listens. Default `127.0.0.1:9876`; port 0 takes a free one. The node registers with it if `network.name_servers` is empty.
+    listen: String,
+}
+
+impl Default for NameServerConfig {
+    fn default() -> Self {
+        Self { enabled: true, listen: "127.0.0.1:9876".to_owned() }
+    }
+}
+
+impl BrokerArgs {
+    /// Runs the node until it is told to stop.
+    ///
+    /// # Errors
+    /// What kept it from starting or going on, with the file, port or key and the remedy.
+    pub fn run(&self) -> Result<ExitCode, Failure> {
+        let loaded = self.load()?;
+        if self.print_config {
+            print!("{}", loaded.print());
+            return Ok(ExitCode::SUCCESS);
+        }
+        let file = &loaded.settings;
+        file.broker.validate().map_err(|error| wrong(&error, &loaded))?;
+        check_name_server(file, &loaded)?;
+        logging::start(&file.log)?;
+        loaded.print_changed().for_each(|line| note(format!("config: {line}")));
+        let raft = build(runtime::Builder::new_multi_thread().worker_threads(1).thread_name("raft"))?;
+        let main = build(runtime::Builder::new_multi_thread().thread_name("broker"))?;
+        let ended = main.block_on(run(loaded, raft.handle().clone()));
+        main.shutdown_timeout(LAST_RITES);
+        raft.shutdown_timeout(LAST_RITES);
+        ended.map(|()| ExitCode::SUCCESS)
+    }
+
+    fn load(&self) -> Result<Loaded<BrokerFile>, Failure> {
+        let mut layers = Layers::of::<BrokerFile>();
+        if let Some(path) = &self.config {
+            layers.file(path.clone(), &read(path)?)?;
+        }
+        layers.variables(
+            std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok())),
+        )?;
+        layers.flag("--node", "node.number", self.node.map(|number| number.to_string()));
+        layers.flag("--peers", "node.peers", self.peers.as_deref());
+        layers.flag("--cluster", "node.cluster", self.cluster.as_deref());
+        layers.flag("--data", "storage.data_dir", self.data.as_deref());
+        layers.flag("--listen", "network.client_listen", self.listen.as_deref());
+        layers.flag("--advertise", "network.client_advertise", self.advertise.as_deref());
+        layers.flag("--peer-listen", "network.peer_listen", self.peer_listen.as_deref());
+        layers.flag("--name-servers", "network.name_servers", self.name_servers.as_deref());
+        layers.switch("--insecure", "network.insecure", self.insecure);
+        layers.switch("--bootstrap", "node.bootstrap", self.bootstrap);
+        let log_format = self.log_format.map(|format| match format {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        });
+        layers.flag("--log-format", "log.format", log_format);
+        layers.load()
+    }
+}
+
+fn wrong<T>(error: &ConfigError, loaded: &Loaded<T>) -> Failure {
+    let what = format!("{} cannot be used ({})", error.key, loaded.origin(error.key));
+    failure::config(what, error.problem.clone(), "quorate broker --print-config shows every setting and its origin")
+}
+
+fn check_name_server(file: &BrokerFile, loaded: &Loaded<BrokerFile>) -> Result<(), Failure> {
+    let key = "name_server.listen";
+    let wrong = |problem| wrong(&ConfigError { key, problem }, loaded);
+    crate::namesrv::check_listen(&file.name_server.listen, file.broker.network.insecure).map_err(wrong)
+}
+
+fn build(builder: &mut runtime::Builder) -> Result<runtime::Runtime, Failure> {
+    let built = builder.enable_all().build();
+    built.map_err(|error| {
+        failure::error("no threads to run on", error.to_string(), "raise the limit of threads and open files")
+    })
+}
+
+/// Name server first, because the node registers with it; each one's end ends the other.
+async fn run(loaded: Loaded<BrokerFile>, raft_runtime: runtime::Handle) -> Result<(), Failure> {
+    let Loaded { settings: BrokerFile { mut broker, name_server, .. }, .. } = loaded;
+    let stop = Stop::listen()?;
+    let shutdown = &stop.token;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let net = Arc::new(TcpNet);
+    let mut parts: JoinSet<Result<(), Failure>> = JoinSet::new();
+    if name_server.enabled {
+        let config = NamesrvConfig { listen: name_server.listen, cluster: Some(broker.node.cluster.clone()) };
+        let doors = quorate_namesrv::Doors { net: net.clone(), clock: clock.clone() };
+        let (ready, bound) = oneshot::channel();
+        let stop = shutdown.clone();
+        parts.spawn(async move {
+            let ended = quorate_namesrv::run(config, doors, stop, |address| drop(ready.send(address))).await;
+            ended.map_err(|error| crate::namesrv::failed(&error))
+        });
+        let Ok(address) = bound.await else {
+            // It has not come up, and says why.
+            return finish(parts, shutdown).await;
+        };
+        if broker.network.name_servers.is_empty() {
+            broker.network.name_servers = vec![address];
+        }
+    }
+    let doors = Doors {
+        clock,
+        disk: Arc::new(RealDisk),
+        peers: Arc::new(TcpNetwork),
+        net,
+        raft_runtime: Some(raft_runtime),
+        seed: seed(),
+        simulation: false,
+    };
+    let stop = shutdown.clone();
+    parts.spawn(async move {
+        let ready = |bound: Bound| {
+            note(format!("ready client={} advertised={} peer={}", bound.client, bound.advertised, bound.peer))
+        };
+        quorate_broker::run(broker, doors, stop, ready).await.map_err(|error| failed(&error))
+    });
+    finish(parts, shutdown).await
+}
+
+/// Waits for all parts. The first that ends stops the others, and the first failure is the process's.
+async fn finish(mut parts: JoinSet<Result<(), Failure>>, shutdown: &CancellationToken) -> Result<(), Failure> {
+    let mut outcome = Ok(());
+    while let Some(ended) = parts.join_next().await {
+        shutdown.cancel();
+        let ended = ended.unwrap_or_else(|error| {
+            Err(failure::error("a part of the node failed", error.to_string(), "restart it; report this as a bug"))
+        });
+        outcome = outcome.and(ended);
+    }
+    outcome
+}
+
+fn failed(error: &RunError) -> Failure {
+    let next = match error {
+        RunError::Config(_) => {
+            return failure::config("the node did not start", error.to_string(), "quorate broker --print-config");
+        }
+        RunError::Listen { .. } => "stop what uses the port, or choose another with --listen",
+        RunError::Start(StartError::Config(_)) => {
+            return failure::config("the node did not start", error.to_string(), "quorate broker --print-config");
+        }
+        RunError::Start(_) => "do as the reason says, then start the node again",
+        RunError::Task(_) => "start the node again; report this as a bug",
+        RunError::Fatal(_) => "look at the disk and at the log above, then start the node again",
+    };
+    let what = match error {
+        RunError::Task(_) | RunError::Fatal(_) => "the node has stopped",
+        RunError::Config(_) | RunError::Listen { .. } | RunError::Start(_) => "the node did not start",
+    };
+    failure::error(what, error.to_string(), next)
+}
+
+/// Something no two nodes share.
+fn seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    rand::random::<u64>() ^ u64::from(now.subsec_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every table of the file is there, and the flags name keys that exist.
+    #[test]
+    fn flags_and_file_meet_the_node_s_settings() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("broker.toml");
+        std::fs::write(&path, "[node]\ncluster = \"east\"\n[name_server]\nlisten = \"127.0.0.1:0\"\n")
+            .expect("written");
+        let args = BrokerArgs {
+            config: Some(path),
+            node: Some(2),
+            peers: Some("1@127.0.0.1:1;2@127.0.0.1:2".to_owned()),
+            cluster: None,
+            data: Some("/tmp/x".to_owned()),
+            listen: Some("127.0.0.1:0".to_owned()),
+            advertise: None,
+            peer_listen: Some("127.0.0.1:2".to_owned()),
+            name_servers: Some("127.0.0.1:1".to_owned()),
+            insecure: true,
+            bootstrap: true,
+            log_format: Some(LogFormat::Json),
+            print_config: false,
+        };
+        let loaded = args.load().expect("all of it is known");
+        let BrokerFile { broker, name_server, log } = &loaded.settings;
+        assert_eq!((broker.node.number, broker.node.cluster.as_str(), broker.node.peers.len()), (2, "east", 2));
+        assert!(broker.network.insecure && broker.node.bootstrap);
+        assert_eq!((name_server.listen.as_str(), log.format), ("127.0.0.1:0", LogFormat::Json));
+        assert_eq!(broker.storage.data_dir, PathBuf::from("/tmp/x"));
+        broker.validate().expect("and it can be used");
+        assert_eq!(loaded.origin("network.peer_listen").to_string(), "--peer-listen");
+    }
+
+    #[test]
+    fn an_open_name_server_needs_the_same_word_as_an_open_node() {
+        let loaded = Layers::of::<BrokerFile>().load().expect("defaults load");
+        let mut file = BrokerFile::default();
+        file.name_server.listen = "0.0.0.0:9876".to_owned();
+        assert!(check_name_server(&file, &loaded).is_err());
+        file.broker.network.insecure = true;
+        assert!(check_name_server(&file, &loaded).is_ok());
+    }
+}

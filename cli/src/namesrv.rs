@@ -1,0 +1,146 @@
+//! `quorate namesrv`: a name server alone.
+
+use std::{net::IpAddr, path::PathBuf, process::ExitCode, sync::Arc};
+
+use clap::Args;
+use quorate_namesrv::{Doors, NamesrvConfig, RunError};
+use quorate_proto::{doors::TcpNet, time::SystemClock};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::{Layers, Loaded, read},
+    failure::{self, Failure},
+    logging::{self, LogConfig},
+    output::note,
+    stop::Stop,
+};
+
+/// Where it listens.
+#[derive(Debug, Args)]
+pub struct NamesrvArgs {
+    /// TOML file with the name server's settings
+    #[arg(long, env = "QUORATE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Listener of brokers and clients (name_server.listen)
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// The only cluster it serves (name_server.cluster)
+    #[arg(long, value_name = "ID")]
+    cluster: Option<String>,
+    /// Allow a listener beyond loopback although nothing is encrypted or authenticated (name_server.insecure)
+    #[arg(long)]
+    insecure: bool,
+    /// Print all settings with their origin as a TOML file, and do nothing else
+    #[arg(long)]
+    print_config: bool,
+}
+
+/// A name server's file.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct NamesrvFile {
+    name_server: Table,
+    log: LogConfig,
+}
+
+/// The `[name_server]` table.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Table {
+    /// Where it listens. Default `127.0.0.1:9876`; port 0 takes a free one.
+    listen: String,
+    /// The only cluster it serves. Default: that of the first broker that registers, while it lives.
+    cluster: Option<String>,
+    /// Allow a listener beyond loopback. Default false.
+    insecure: bool,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9876".to_owned(), cluster: None, insecure: false }
+    }
+}
+
+impl NamesrvArgs {
+    /// Serves until it is told to stop.
+    ///
+    /// # Errors
+    /// What kept it from starting or going on.
+    pub async fn run(&self) -> Result<ExitCode, Failure> {
+        let loaded = self.load()?;
+        if self.print_config {
+            print!("{}", loaded.print());
+            return Ok(ExitCode::SUCCESS);
+        }
+        let NamesrvFile { name_server, log } = &loaded.settings;
+        check_listen(&name_server.listen, name_server.insecure).map_err(|why| {
+            let origin = loaded.origin("name_server.listen");
+            failure::config(
+                format!("name_server.listen cannot be used ({origin})"),
+                why,
+                "quorate namesrv --print-config",
+            )
+        })?;
+        logging::start(log)?;
+        loaded.print_changed().for_each(|line| note(format!("config: {line}")));
+        let config = NamesrvConfig { listen: name_server.listen.clone(), cluster: name_server.cluster.clone() };
+        let doors = Doors { net: Arc::new(TcpNet), clock: Arc::new(SystemClock::new()) };
+        let ready = |address| note(format!("ready name_server={address}"));
+        let stop = Stop::listen()?;
+        let ended = quorate_namesrv::run(config, doors, stop.token.clone(), ready).await;
+        ended.map(|()| ExitCode::SUCCESS).map_err(|error| failed(&error))
+    }
+
+    fn load(&self) -> Result<Loaded<NamesrvFile>, Failure> {
+        let mut layers = Layers::of::<NamesrvFile>();
+        if let Some(path) = &self.config {
+            layers.file(path.clone(), &read(path)?)?;
+        }
+        layers.variables(
+            std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok())),
+        )?;
+        layers.flag("--listen", "name_server.listen", self.listen.as_deref());
+        layers.flag("--cluster", "name_server.cluster", self.cluster.as_deref());
+        layers.switch("--insecure", "name_server.insecure", self.insecure);
+        layers.load()
+    }
+}
+
+/// Says why a name server may not listen there.
+///
+/// # Errors
+/// It is no address, or one beyond loopback without the word for it.
+pub fn check_listen(listen: &str, insecure: bool) -> Result<(), String> {
+    let host = listen.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map(|(host, _)| host);
+    let host = host.filter(|host| !host.is_empty()).ok_or_else(|| format!("{listen:?} is not host:port"))?;
+    let is_loopback =
+        host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    if insecure || is_loopback {
+        return Ok(());
+    }
+    Err(format!(
+        "{listen} is reachable from other machines, and nothing is encrypted or authenticated; \
+         use 127.0.0.1, or give --insecure inside a trusted network"
+    ))
+}
+
+/// Why a name server stopped, for people.
+pub fn failed(error: &RunError) -> Failure {
+    let next = "stop what uses the port, or choose another with name_server.listen";
+    failure::error("the name server has stopped", error.to_string(), next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_server_stays_on_loopback_unless_told_otherwise() {
+        for fine in ["127.0.0.1:9876", "localhost:0", "[::1]:1"] {
+            assert_eq!(check_listen(fine, false), Ok(()), "{fine}");
+        }
+        assert!(check_listen("0.0.0.0:9876", false).is_err_and(|why| why.contains("--insecure")));
+        assert_eq!(check_listen("0.0.0.0:9876", true), Ok(()));
+        assert!(check_listen("nowhere", true).is_err());
+    }
+}

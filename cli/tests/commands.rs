@@ -1,0 +1,202 @@
+//! The binary as people and scripts meet it: exit codes, errors of three lines, and a node from its start to its end.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    io::{BufRead, BufReader, Lines},
+    path::Path,
+    process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Longest wait for anything; reached only when a test fails.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn quorate(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("QUORATE_")) {
+        command.env_remove(name);
+    }
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    quorate(args).output().expect("the binary runs")
+}
+
+/// Exit code, standard output, standard error.
+fn said(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+/// Runs a command until it ends well: a node of a new group needs a moment to lead.
+fn run_until_fine(args: &[&str]) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let output = run(args);
+        if output.status.success() {
+            return said(&output).1;
+        }
+        assert!(Instant::now() < deadline, "{:?}", said(&output));
+    }
+}
+
+/// A role that runs; killed if a test gives up on it.
+struct Role {
+    child: Child,
+    lines: Option<Lines<BufReader<ChildStderr>>>,
+}
+
+impl Role {
+    fn start(args: &[&str]) -> Self {
+        let mut child = quorate(args).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("the binary starts");
+        let lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+        Self { child, lines: Some(lines) }
+    }
+
+    /// What stands behind `name=` in the line that says it is ready.
+    fn ready(&mut self, name: &str) -> String {
+        let lines = self.lines.as_mut().expect("it is not stopped yet");
+        let found = lines.map_while(Result::ok).find_map(|line| {
+            let ready = line.strip_prefix("ready ")?;
+            let value = ready.split(' ').find_map(|part| part.strip_prefix(name)?.strip_prefix('='))?;
+            Some(value.to_owned())
+        });
+        found.expect("it says when it is ready")
+    }
+
+    /// SIGTERM, as an orchestrator sends it.
+    fn stop(mut self) -> ExitStatus {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("it is our child and not reaped");
+        // Read on, so that it never waits for us.
+        let lines = self.lines.take().expect("it is stopped once");
+        let reader = std::thread::spawn(move || lines.map_while(Result::ok).count());
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "it does not stop");
+            std::thread::park_timeout(Duration::from_millis(10));
+        };
+        reader.join().expect("reading does not fail");
+        status
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The command line of a node on free ports.
+fn broker<'a>(data: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+    let data = data.to_str().expect("a plain path");
+    let mut args = vec!["broker", "--data", data, "--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"];
+    args.extend(more);
+    args
+}
+
+/// A config file whose name server takes a free port.
+fn config(dir: &Path, more: &str) -> String {
+    let path = dir.join("broker.toml");
+    std::fs::write(&path, format!("[name_server]\nlisten = \"127.0.0.1:0\"\n{more}")).expect("written");
+    path.to_str().expect("a plain path").to_owned()
+}
+
+#[test]
+fn help_is_no_error_and_wrong_usage_is_code_two() {
+    let (code, out, _) = said(&run(&["--help"]));
+    assert_eq!(code, 0);
+    for command in ["broker", "namesrv", "dev", "topic", "group", "cluster", "message", "bench"] {
+        assert!(out.contains(command), "{out}");
+    }
+    assert_eq!(said(&run(&["topic", "create"])).0, 2);
+    assert_eq!(said(&run(&[])).0, 2);
+}
+
+#[test]
+fn with_nobody_there_a_command_fails_in_three_lines() {
+    // Port 1 is nobody's.
+    let (code, out, err) = said(&run(&["topic", "list", "--endpoints", "127.0.0.1:1"]));
+    assert_eq!((code, out.as_str()), (1, ""));
+    let lines: Vec<&str> = err.lines().collect();
+    assert_eq!(lines.len(), 3, "{err}");
+    assert_eq!(lines[0], "error: the topics cannot be listed");
+    assert!(lines[1].starts_with("  why: ") && lines[1].contains("127.0.0.1:1"), "{err}");
+    assert!(lines[2].starts_with(" next: "), "{err}");
+    assert_eq!(said(&run(&["topic", "list", "--endpoints", "nowhere"])).0, 2);
+}
+
+#[test]
+fn wrong_settings_are_refused_with_the_place_and_the_remedy() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let misspelt = config(dir.path(), "[node]\nclutser = \"a\"\n");
+    let (code, _, err) = said(&run(&["broker", "--config", &misspelt]));
+    assert_eq!(code, 2);
+    assert!(err.contains("broker.toml:4") && err.contains("did you mean node.cluster?"), "{err}");
+    let (code, _, err) = said(&run(&["broker", "--listen", "0.0.0.0:0"]));
+    assert!(code == 2 && err.contains("--insecure"), "{err}");
+    let output = quorate(&["broker"]).env("QUORATE_NODE_NUMBER", "zero").output().expect("the binary runs");
+    let (code, _, err) = said(&output);
+    assert!(code == 2 && err.contains("QUORATE_NODE_NUMBER"), "{err}");
+    let (code, out, _) = said(&run(&["broker", "--print-config", "--node", "2"]));
+    let number = out.lines().find(|line| line.starts_with("node.number = 2"));
+    assert!(code == 0 && number.is_some_and(|line| line.ends_with("# --node")), "{out}");
+}
+
+#[test]
+fn a_node_serves_the_commands_and_stops_in_order() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (data, config) = (dir.path().join("data"), config(dir.path(), ""));
+    let args = broker(&data, &["--config", &config]);
+    let mut node = Role::start(&args);
+    let endpoint = node.ready("client");
+    let at = ["--endpoints", endpoint.as_str()];
+    let fine = |args: &[&str]| run_until_fine(&[args, &at[..]].concat());
+
+    let status = fine(&["cluster", "status", "-o", "json"]);
+    assert!(status.contains("\"role\":\"leader\""), "{status}");
+    let created = fine(&["topic", "create", "t", "--queues", "3", "-o", "json"]);
+    assert!(created.contains("\"queues\":3"), "{created}");
+    assert_eq!(said(&run(&["topic", "describe", "nosuch", at[0], at[1]])).0, 1);
+    let sent = fine(&["message", "send", "t", "hello", "-o", "json"]);
+    assert!(sent.contains("\"queue_offset\":0"), "{sent}");
+    let received = fine(&["message", "receive", "t", "--group", "g", "--ack", "-o", "json"]);
+    assert!(received.contains("\"body\":\"hello\""), "{received}");
+    let groups = fine(&["group", "list", "-o", "json"]);
+    assert!(groups.contains("\"name\":\"g\""), "{groups}");
+    fine(&["group", "delete", "g"]);
+    fine(&["topic", "delete", "t"]);
+    assert_eq!(fine(&["topic", "list", "-o", "json"]).trim(), "[]");
+
+    // The port is taken, and so is the directory: each has an error of its own.
+    let other = dir.path().join("other");
+    let other = other.to_str().expect("a plain path");
+    let (code, _, err) = said(&run(&["broker", "--config", &config, "--data", other, "--listen", &endpoint]));
+    assert!(code == 1 && err.contains(&endpoint), "{err}");
+    let (code, _, err) = said(&run(&args));
+    assert!(code == 1 && err.contains("data"), "{err}");
+
+    assert_eq!(node.stop().code(), Some(0));
+    let (code, _, err) = said(&run(&broker(&data, &["--config", &config, "--node", "2"])));
+    assert!(code == 1 && err.contains("node 1"), "{err}");
+}
+
+#[test]
+fn a_name_server_runs_alone_and_stops_in_order() {
+    let mut server = Role::start(&["namesrv", "--listen", "127.0.0.1:0"]);
+    let address = server.ready("name_server");
+    // It answers routes, not operators.
+    let (code, _, err) = said(&run(&["topic", "list", "--endpoints", &address]));
+    assert!(code == 1 && err.contains("name server"), "{err}");
+    let taken = said(&run(&["namesrv", "--listen", &address]));
+    assert!(taken.0 == 1 && taken.2.contains(&address), "{taken:?}");
+    assert_eq!(server.stop().code(), Some(0));
+}
