@@ -32,6 +32,9 @@ pub struct Progress {
     pub last_receive_us: u64,
 }
 
+/// Latencies beyond an hour count as one hour.
+const LATENCY_US_MAX: u64 = 3_600_000_000;
+
 /// Shared by the tasks of a run; every lock is held for a few map operations.
 #[derive(Debug)]
 pub(super) struct Tally {
@@ -51,7 +54,9 @@ struct Inner {
 impl Tally {
     pub(super) fn new(now_us: u64) -> Self {
         let progress = Progress { last_ack_us: now_us, last_receive_us: now_us, ..Progress::default() };
-        let latency_us = Histogram::new(2).expect("two significant digits are within what a histogram takes");
+        // With bounds of its own, since a saturating record never lets a histogram grow.
+        let latency_us =
+            Histogram::new_with_bounds(1, LATENCY_US_MAX, 2).expect("the bounds are in order, two digits are fine");
         let inner = Inner { progress, latency_us, waiting: HashSet::new(), early: HashSet::new() };
         Self { inner: Mutex::new(inner) }
     }
@@ -105,5 +110,21 @@ impl Tally {
         let inner = self.lock();
         let outstanding = inner.waiting.len() as u64;
         Progress { outstanding, p99_us: inner.latency_us.value_at_quantile(0.99), ..inner.progress.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latency_that_is_shown_is_the_one_that_was_measured() {
+        let tally = Tally::new(0);
+        for key in ["a", "b", "c"] {
+            tally.attempted();
+            tally.sent(key, &Sent::Stored { queue: None, offset: None }, 1_000, 6_000);
+        }
+        let shown = tally.progress().p99_us;
+        assert!((4_900..=5_100).contains(&shown), "{shown} us shown, 5000 us measured");
     }
 }
