@@ -130,6 +130,25 @@ pub struct Replica {
     next_checkpoint: Timestamp,
     /// First remembered send that no checkpoint was given yet.
     remembered_from: u64,
+    /// Consume queue files that go once the log behind them is gone.
+    doomed: Vec<Doomed>,
+    /// Position of the entry or floor that is being executed.
+    executing: Position,
+}
+
+/// Consume queue files that the machine no longer knows, but an image that this node may have to start from still does.
+///
+/// A start goes on from the image at the log's floor at the latest. So what a command made superfluous stays until the
+/// floor has passed that command: a node that dies in between finds every record that its image counts on.
+struct Doomed {
+    /// They go when the log's floor is here or above.
+    until: Position,
+    what: Superfluous,
+}
+
+enum Superfluous {
+    Below { topic: TopicId, queue: QueueId, min: QueueOffset },
+    Topic(TopicId),
 }
 
 /// The read side. Cheap to clone.
@@ -184,6 +203,8 @@ impl Replica {
             handed_over: Unsynced::default(),
             next_checkpoint,
             remembered_from,
+            doomed: Vec::new(),
+            executing: Position(0),
         };
         Ok((replica, shared))
     }
@@ -217,16 +238,34 @@ impl Replica {
                 Effect::Visible { group, topic } => inner.waiters.visible(topic, group),
                 Effect::TopicsChanged => inner.waiters.topics_have_changed(),
                 Effect::TopicDropped { topic } => {
-                    inner.queues.drop_topic(topic).unwrap_or_else(|error| fatal("consume queue not removed", &error));
+                    inner.queues.forget_topic(topic);
+                    let until = Position(self.executing.0 + 1);
+                    self.doomed.push(Doomed { until, what: Superfluous::Topic(topic) });
                 }
                 Effect::MinMoved { topic, queue, min } => {
-                    let dropped = inner.queues.drop_below(topic, queue, min);
-                    dropped.unwrap_or_else(|error| fatal("consume queue file not removed", &error));
+                    let what = Superfluous::Below { topic, queue, min };
+                    self.doomed.push(Doomed { until: self.executing, what });
                 }
             }
         }
         for (topic, count) in appended {
             inner.waiters.appended(topic, count);
+        }
+    }
+
+    /// Removes the files whose messages' log is gone.
+    fn remove_doomed(&mut self) {
+        if self.doomed.is_empty() {
+            return;
+        }
+        let inner = &self.shared.inner;
+        let floor = inner.log.floor();
+        for Doomed { what, .. } in self.doomed.extract_if(.., |doomed| doomed.until <= floor) {
+            let removed = match what {
+                Superfluous::Below { topic, queue, min } => inner.queues.drop_below(topic, queue, min),
+                Superfluous::Topic(topic) => inner.queues.remove_topic(topic),
+            };
+            removed.unwrap_or_else(|error| fatal("consume queue file not removed", &error));
         }
     }
 
@@ -265,6 +304,7 @@ impl StateMachine for Replica {
 
     fn apply(&mut self, entry: CommittedEntry) -> Applied {
         self.begin();
+        self.executing = entry.position;
         let end = entry.position.0 + entry.payload.len() as u64;
         let batch = Batch::decode(entry.payload)
             .unwrap_or_else(|error| fatal(&format!("entry {} at {} is not a batch", entry.id, entry.position), &error));
@@ -286,6 +326,7 @@ impl StateMachine for Replica {
     }
 
     fn settle(&mut self, synced: Position) {
+        self.remove_doomed();
         let Some(checkpoint) = &self.checkpoint else { return };
         if !checkpoint.is_idle() {
             return;
@@ -331,6 +372,7 @@ impl StateMachine for Replica {
         *self.shared.write() = machine;
         (self.applied, self.applied_end) = (at.applied, at.border);
         (self.uncut, self.pending) = (true, None);
+        self.doomed.clear();
         self.inner().waiters.topics_have_changed();
         self.inner().waiters.wake_all();
         Ok(())
@@ -338,10 +380,12 @@ impl StateMachine for Replica {
 
     fn floor(&mut self, floor: Position) {
         self.begin();
+        self.executing = floor;
         let mut effects = std::mem::take(&mut self.effects);
         self.shared.write().floor(floor, &mut effects);
         self.effects = effects;
         self.carry_out();
+        self.remove_doomed();
     }
 }
 

@@ -210,9 +210,13 @@ impl ConsumeQueues {
         lane.drop_below(&self.files, lowest, min.0)
     }
 
-    /// Removes everything of a topic.
-    pub(crate) fn drop_topic(&self, topic: TopicId) -> io::Result<()> {
+    /// Nothing of a topic is found any more. Its files stay.
+    pub(crate) fn forget_topic(&self, topic: TopicId) {
         self.lock().forget_topic(topic);
+    }
+
+    /// Removes the files of a topic that is forgotten.
+    pub(crate) fn remove_topic(&self, topic: TopicId) -> io::Result<()> {
         for queue in self.queues_on_disk(topic)? {
             self.lane((topic, queue)).cut(&self.files, 0)?;
         }
