@@ -3,6 +3,10 @@
 //! The checkpoint is used only if this node's log can continue from it and the image of the segment it stands in is saved;
 //! without that image a later floor could never be moved there. Otherwise the newest image that the machine accepts, down
 //! to the one at the floor. Everything after that is replay.
+//!
+//! Nothing from before the current image (the Raft snapshot) is used, even while the log still reaches back that far because
+//! a purge was cut short: openraft would bring such a machine forward by installing the snapshot in the middle of its own
+//! start, and so purge the log that it has just made plans with.
 
 use crate::{
     binding::{StoredMembership, decode_membership, to_raft},
@@ -25,18 +29,21 @@ use crate::{
 /// back as a learner).
 pub(crate) async fn restore(machine: &mut dyn ErasedMachine, log: &Log, images: &Images) -> Result<Place, OpenError> {
     finish_install(log, images).await?;
-    if let Some(place) = at_checkpoint(machine.applied(), log, images)? {
+    let snapshot = images.current().and_then(|meta| meta.point.applied);
+    let reaches = |applied: Option<LogId>| applied.map(|id| id.index) >= snapshot.map(|id| id.index);
+    let checkpoint = machine.applied().filter(|applied| reaches(Some(*applied)));
+    if let Some(place) = at_checkpoint(checkpoint, log, images)? {
         tracing::info!(applied = ?place.applied.id, "machine continues from its checkpoint");
         return Ok(place);
     }
-    for meta in images.list().into_iter().rev() {
+    for meta in images.list().into_iter().rev().filter(|meta| reaches(meta.point.applied)) {
         if let Some(place) = at_image(machine, log, images, &meta)? {
             tracing::info!(border = %meta.point.border, "machine continues from an image");
             return Ok(place);
         }
     }
     let floor = log.floor();
-    if floor.purged.is_some() {
+    if floor.purged.is_some() || snapshot.is_some() {
         let reason = format!(
             "the log starts at {} but there is no usable image of what came before: move the data directory away and start \
              again; the node will come back as a learner with a copy from its peers",
