@@ -6,16 +6,26 @@
 //! | `QUORATE_SIM_SECONDS=120` | virtual seconds of faults per seed (default 30) |
 //! | `QUORATE_SIM_FIRST=1000` | first seed (default 1) |
 //! | `QUORATE_SIM_SEED=7` | `one_seed` runs this one and prints its trace |
+//! | `QUORATE_SIM_LOG=info` | what the product itself logs, among the events of one seed |
 //! | `QUORATE_SIM_TRACE=2000` | events printed for a failed seed (default 400); `all` prints each as it happens |
 
 mod seeds;
 
 use std::time::{Duration, Instant};
 
-use quorate_jepsen::sim::{self, Report, Scenario, Tally};
+use quorate_jepsen::sim::{self, Queueing, Report, Scenario, Tally};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+}
+
+/// Shows what the product logs, if asked for.
+fn show_log() {
+    if let Ok(filter) = std::env::var("QUORATE_SIM_LOG") {
+        let filter = tracing_subscriber::EnvFilter::new(filter);
+        let _ =
+            tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().try_init();
+    }
 }
 
 fn seconds(default: u64) -> Duration {
@@ -79,6 +89,7 @@ fn seeds_that_ever_failed_pass() {
 /// Replays the seed given in the environment, or shows the first one.
 #[test]
 fn one_seed() {
+    show_log();
     let seed = number("QUORATE_SIM_SEED").unwrap_or(1);
     let report = run(scenario(seed, seconds(30)));
     println!("{report}");
@@ -100,4 +111,43 @@ fn a_seed_gives_the_same_trace_again_and_in_another_process() {
     let text = String::from_utf8_lossy(&other.stdout);
     let expected = format!("seed {seed}: trace {:016x}, {} events", one.hash, one.events);
     assert!(text.contains(&expected), "expected {expected:?} in:\n{text}");
+}
+
+/// The broker's machine, consume queues and checkpoint in the same world, judged by the checkers of the real runs.
+#[test]
+fn producers_and_consumers_of_the_broker_find_every_promise_kept() {
+    let (mut virtual_time, mut failed, mut tally) = (Duration::ZERO, Vec::new(), Tally::default());
+    let first = number("QUORATE_SIM_FIRST").unwrap_or(1);
+    let count = number("QUORATE_SIM_SEEDS").unwrap_or(6);
+    let cpu = cpu_time();
+    for seed in first..first + count {
+        let report = run_queue(scenario(seed, seconds(20)));
+        virtual_time += report.elapsed;
+        tally += report.tally;
+        if !report.passed() {
+            println!("{report}");
+            failed.push(seed);
+        }
+    }
+    let cpu = cpu_time().saturating_sub(cpu).as_secs_f64();
+    let virtual_time = virtual_time.as_secs_f64();
+    println!(
+        "broker: {count} seeds, {virtual_time:.0} virtual s, {:.0} virtual s per cpu s\n{tally}",
+        virtual_time / cpu
+    );
+    assert!(failed.is_empty(), "failed seeds: {failed:?}");
+}
+
+fn run_queue(scenario: Scenario) -> Report {
+    sim::run_subject(scenario, Queueing::default()).expect("this build is seeded")
+}
+
+/// Replays the seed given in the environment with the broker's machine, or shows the first one.
+#[test]
+fn one_broker_seed() {
+    show_log();
+    let seed = number("QUORATE_SIM_SEED").unwrap_or(1);
+    let report = run_queue(scenario(seed, seconds(20)));
+    println!("{report}");
+    assert!(report.passed(), "seed {seed} failed");
 }

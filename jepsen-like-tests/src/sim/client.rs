@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use quorate_raft::{CallError, LogIndex, ProposeError};
+use quorate_raft::{CallError, LogIndex, MachineStart, ProposeError};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -48,8 +48,8 @@ impl Subject for Counting {
     type Machine = Counter;
     type Shared = Shared;
 
-    fn open(&self, opening: Opening) -> (Counter, Shared) {
-        Counter::open(opening)
+    fn open(&self, opening: Opening) -> Result<(Counter, Shared), MachineStart> {
+        Ok(Counter::open(opening))
     }
 
     async fn serve(group: Watching<Self>, shared: Shared, request: Bytes) -> Bytes {

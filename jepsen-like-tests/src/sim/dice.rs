@@ -56,6 +56,12 @@ pub(crate) fn mix(z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// A sum over bytes. Not a crc: images end with their own crc, which gives every one of them the same crc.
+pub(crate) fn digest(bytes: &[u8]) -> u64 {
+    let words = bytes.chunks(8).map(|chunk| chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
+    words.fold(mix(bytes.len() as u64), |sum, word| mix(sum.rotate_left(1) ^ word))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

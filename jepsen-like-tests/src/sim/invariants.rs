@@ -26,11 +26,15 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use quorate_raft::{CommittedEntry, GroupStatus, LogId, LogIndex, Position};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::trace::{Event, Trace};
+use super::{
+    dice::digest,
+    trace::{Event, Trace},
+};
 
 /// Violations kept; one bug breaks many rules at once.
 const KEPT: usize = 20;
@@ -89,7 +93,7 @@ struct Oracle {
     entries: Vec<Option<Known>>,
     ids: Vec<Option<LogId>>,
     chains: Vec<Option<u32>>,
-    images: BTreeMap<Position, (usize, u32)>,
+    images: BTreeMap<Position, Bytes>,
     nodes: BTreeMap<u16, Seen>,
     /// Highest acknowledged index per ballot of its entry.
     acked: BTreeMap<(u64, u64), LogIndex>,
@@ -345,14 +349,15 @@ impl Witness {
 
     /// A machine was asked for an image.
     pub fn save(&self, node: u16, border: Position, image: &[u8]) {
-        let sum = (image.len(), crc32c::crc32c(image));
+        let sum = digest(image);
         self.judge(|oracle| {
-            oracle.note(Event::Save { node, border: border.0, crc: sum.1 });
-            let first = *oracle.images.entry(border).or_insert(sum);
-            if first != sum {
+            oracle.note(Event::Save { node, border: border.0, sum });
+            let first = oracle.images.entry(border).or_insert_with(|| Bytes::copy_from_slice(image)).clone();
+            if first != *image {
+                let how = difference(&first, image);
                 oracle.violate(
                     "same-image",
-                    format!("n{node} saves {sum:?} at {border}, another node saved {first:?} (bytes, crc)"),
+                    format!("n{node} saves another image at {border} than was saved first: {how}"),
                 );
             }
         });
@@ -360,9 +365,9 @@ impl Witness {
 
     /// A machine's state was replaced by an image.
     pub fn load(&self, node: u16, border: Position, applied: Option<LogId>, image: &[u8]) {
-        let sum = (image.len(), crc32c::crc32c(image));
+        let sum = digest(image);
         self.judge(|oracle| {
-            oracle.note(Event::Load { node, border: border.0, crc: sum.1 });
+            oracle.note(Event::Load { node, border: border.0, sum });
             let mut is_installed = false;
             if let Some(seen) = oracle.nodes.get_mut(&node) {
                 seen.applied = applied.map(|id| id.index);
@@ -373,12 +378,16 @@ impl Witness {
                 return;
             }
             oracle.tally.images_loaded += 1;
-            if oracle.images.get(&border) != Some(&sum) {
-                let saved = oracle.images.get(&border);
-                oracle.violate(
-                    "same-image",
-                    format!("n{node} loads {sum:?} at {border}, saved was {saved:?} (bytes, crc)"),
-                );
+            match oracle.images.get(&border).cloned() {
+                Some(saved) if saved == *image => {}
+                Some(saved) => {
+                    let how = difference(&saved, image);
+                    oracle.violate(
+                        "same-image",
+                        format!("n{node} loads another image at {border} than was saved: {how}"),
+                    );
+                }
+                None => oracle.violate("same-image", format!("n{node} loads an image at {border} that nobody saved")),
             }
         });
     }
@@ -430,6 +439,13 @@ impl Witness {
     /// A client's entry was acknowledged at `index`; its payload must be what stands there.
     pub fn acked(&self, client: u32, number: u64, asked: Asked, index: LogIndex, payload_crc: u32) {
         self.judge(|oracle| oracle.acked(client, number, asked, index, payload_crc));
+    }
+
+    /// A client was told that its message is stored; where is judged later, from the history.
+    pub fn stored(&self, client: u32, number: u64) {
+        let mut oracle = self.lock();
+        oracle.tally.acked += 1;
+        oracle.note(Event::Done { client, number, index: 0 });
     }
 
     /// A client's confirmed read saw everything up to `index`.
@@ -648,6 +664,13 @@ impl Oracle {
         }
         self.acked_last = self.acked_last.max(Some(index));
     }
+}
+
+/// Where two images part.
+fn difference(first: &[u8], second: &[u8]) -> String {
+    let at = first.iter().zip(second).take_while(|(a, b)| a == b).count();
+    let from = |bytes: &[u8]| format!("{:02x?}", &bytes[at..bytes.len().min(at + 16)]);
+    format!("{} and {} bytes, equal up to {at}, then {} and {}", first.len(), second.len(), from(first), from(second))
 }
 
 /// The place of an index in a table that grows.

@@ -18,13 +18,23 @@ mod counter;
 mod dice;
 mod invariants;
 mod nemesis;
+mod queue;
 mod scenario;
 mod trace;
 mod verdict;
 mod watched;
 mod world;
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
 
 use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +44,7 @@ pub use counter::{Counter, Numbers, Value};
 pub use dice::Dice;
 pub use invariants::{Asked, Known, Tally, Violation, Witness};
 pub use nemesis::Kind;
+pub use queue::Queueing;
 pub use scenario::Scenario;
 pub use trace::{Event, Trace};
 pub use verdict::{HEAL_WITHIN, agree, heal};
@@ -99,7 +110,15 @@ impl fmt::Display for Report {
 /// # Errors
 /// [`NotSeeded`] if this build cannot repeat a run.
 pub fn run(scenario: Scenario) -> Result<Report, NotSeeded> {
-    simulate(scenario, Counting::default(), async |world| {
+    run_subject(scenario, Counting::default())
+}
+
+/// Runs a scenario of any subject from its first start to the verdict.
+///
+/// # Errors
+/// [`NotSeeded`] if this build cannot repeat a run.
+pub fn run_subject<S: Subject>(scenario: Scenario, subject: S) -> Result<Report, NotSeeded> {
+    simulate(scenario, subject, async |world| {
         if born(&world).await {
             under_faults(&world).await;
         }
@@ -117,12 +136,13 @@ pub fn simulate<S: Subject>(
 ) -> Result<Report, NotSeeded> {
     let seed = scenario.seed;
     let runtime = runtime(seed)?;
+    let guard = Guard::new(seed);
     let report = runtime.block_on(async move {
         let witness = Witness::new(scenario.events_kept, scenario.aloud);
         let world = World::new(scenario, subject, witness.clone());
         tokio::select! {
             biased;
-            () = watch(&world) => {}
+            () = watch(&world, &guard) => {}
             () = script(world.clone()) => {}
         }
         for panic in world.panics() {
@@ -150,11 +170,57 @@ fn runtime(_seed: u64) -> Result<tokio::runtime::Runtime, NotSeeded> {
     Err(NotSeeded)
 }
 
+/// Ends the test process when virtual time stands still: tasks that wake each other for ever at one instant would hang it.
+///
+/// The one place that looks at real time, and only to give up. Its thread ends with it.
+struct Guard {
+    looks: Arc<AtomicU64>,
+    end: Option<mpsc::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// Real time without a step of virtual time before a run is given up.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+impl Guard {
+    fn new(seed: u64) -> Self {
+        let looks = Arc::new(AtomicU64::new(0));
+        let (end, ended) = mpsc::channel();
+        let seen = Arc::clone(&looks);
+        let thread = thread::Builder::new().name("guard".to_owned()).spawn(move || {
+            let mut last = u64::MAX;
+            while ended.recv_timeout(STUCK_AFTER) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let now = seen.load(Ordering::Relaxed);
+                if now == last {
+                    let at = LOOK_EVERY * u32::try_from(now).unwrap_or(u32::MAX);
+                    eprintln!("seed {seed}: virtual time stands still near {at:?}: tasks wake each other for ever");
+                    std::process::exit(101);
+                }
+                last = now;
+            }
+        });
+        Self { looks, end: Some(end), thread: thread.ok() }
+    }
+
+    fn time_passes(&self) {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.end = None;
+        // It only waits for this.
+        self.thread.take().map(thread::JoinHandle::join);
+    }
+}
+
 /// Looks at every node again and again and reads bodies back; ends at the first violation.
-async fn watch<S: Subject>(world: &World<S>) {
+async fn watch<S: Subject>(world: &World<S>, guard: &Guard) {
     let mut dice = Dice::new(world.scenario().seed, "watch");
     while !world.witness().broken().is_cancelled() {
         sleep(LOOK_EVERY).await;
+        guard.time_passes();
         world.look();
         if dice.chance(20) {
             read_back(world, &mut dice);
@@ -206,6 +272,9 @@ async fn under_faults<S: Subject>(world: &World<S>) {
     if world.scenario().lie_on_sync {
         world.lie_on_sync();
     }
+    if !S::prepare(world).await {
+        return world.witness().violate("heals", "the clients' things cannot be prepared".into());
+    }
     let stop = CancellationToken::new();
     let mut clients = JoinSet::new();
     for number in 0..world.scenario().clients {
@@ -227,5 +296,6 @@ async fn under_faults<S: Subject>(world: &World<S>) {
             world.witness().violate("no-crash", format!("a client panicked: {panic}"));
         }
     }
+    S::drain(world).await;
     agree(world).await;
 }

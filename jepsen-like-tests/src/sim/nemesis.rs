@@ -153,6 +153,9 @@ pub async fn retention<S: Subject>(world: World<S>) {
 
 /// Proposes a floor that keeps about this many segments.
 async fn move_floor<S: Subject>(world: &World<S>, keep: u64) {
+    if !world.scenario().retention {
+        return;
+    }
     let Some((_, leader)) = world.leader() else { return };
     let end = leader.group.status().end.0;
     let floor = Position(end.saturating_sub(keep * world.scenario().segment_bytes));

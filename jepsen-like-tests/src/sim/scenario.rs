@@ -39,6 +39,8 @@ pub struct Scenario {
     pub latency: (Duration, Duration),
     /// Time of a healthy sync.
     pub sync: (Duration, Duration),
+    /// Whether the floor moves.
+    pub retention: bool,
     /// The faults of this run.
     pub faults: Vec<Kind>,
     /// Lanes of faults that run beside each other.
@@ -76,6 +78,7 @@ impl Scenario {
             election_timeout: (election, election * 2),
             latency: (Duration::from_micros(100), Duration::from_micros(dice.pick(&[500, 1500, 5000]))),
             sync: (Duration::from_micros(300), Duration::from_micros(dice.pick(&[1000, 3000, 10_000]))),
+            retention: dice.chance(75),
             faults,
             lanes: dice.within(1..=2) as u16,
             leader_restore: false,

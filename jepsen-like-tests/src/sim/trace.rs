@@ -46,9 +46,9 @@ pub enum Event {
     /// A node's running hash after an index.
     Chain { node: u16, index: u64, chain: u32 },
     /// A node took an image of its machine.
-    Save { node: u16, border: u64, crc: u32 },
+    Save { node: u16, border: u64, sum: u64 },
     /// A node replaced its machine's state by an image.
-    Load { node: u16, border: u64, crc: u32 },
+    Load { node: u16, border: u64, sum: u64 },
     /// A node's machine heard that nothing below is kept.
     Floor { node: u16, floor: u64 },
     /// A client asked something.
@@ -85,8 +85,8 @@ impl Event {
             Self::Role { node, term, leader, serving } => [12, node.into(), term, leader.into(), serving.into()],
             Self::Apply { node, index, position, crc } => [13, node.into(), index, position, crc.into()],
             Self::Chain { node, index, chain } => [14, node.into(), index, chain.into(), 0],
-            Self::Save { node, border, crc } => [15, node.into(), border, crc.into(), 0],
-            Self::Load { node, border, crc } => [16, node.into(), border, crc.into(), 0],
+            Self::Save { node, border, sum } => [15, node.into(), border, sum, 0],
+            Self::Load { node, border, sum } => [16, node.into(), border, sum, 0],
             Self::Floor { node, floor } => [17, node.into(), floor, 0, 0],
             Self::Invoke { client, number, node } => [18, client.into(), number, node.into(), 0],
             Self::Done { client, number, index } => [19, client.into(), number, index, 0],
@@ -126,8 +126,8 @@ impl fmt::Display for Event {
             }
             Self::Apply { node, index, position, crc } => write!(f, "n{node} apply {index} at {position} ({crc:08x})"),
             Self::Chain { node, index, chain } => write!(f, "n{node} chain {index} = {chain:08x}"),
-            Self::Save { node, border, crc } => write!(f, "n{node} image at {border} ({crc:08x})"),
-            Self::Load { node, border, crc } => write!(f, "n{node} LOADS image at {border} ({crc:08x})"),
+            Self::Save { node, border, sum } => write!(f, "n{node} image at {border} ({sum:016x})"),
+            Self::Load { node, border, sum } => write!(f, "n{node} LOADS image at {border} ({sum:016x})"),
             Self::Floor { node, floor } => write!(f, "n{node} floor {floor}"),
             Self::Invoke { client, number, node } => write!(f, "c{client} asks #{number} of n{node}"),
             Self::Done { client, number, index } => write!(f, "c{client} has #{number} done at {index}"),

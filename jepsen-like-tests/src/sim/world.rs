@@ -19,12 +19,12 @@ use std::{
 
 use bytes::Bytes;
 use quorate_raft::{
-    CallHandler, Disk, Doors, FlushMode, Group, GroupConfig, GroupStatus, LogView, Member, NodeId, StateMachine,
-    WriterMode,
+    CallHandler, Disk, Doors, FlushMode, Group, GroupConfig, GroupStatus, LogView, MachineStart, Member, NodeId,
+    StateMachine, WriterMode,
     disk::sim::{Damage, Faults, Keep, SimDisk},
     network::{BoxFuture, MemoryNetwork},
 };
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{dice::Dice, invariants::Witness, scenario::Scenario, trace::Event, watched::Watched};
@@ -37,13 +37,23 @@ pub trait Subject: Send + Sync + Sized + 'static {
     type Shared: Clone + Send + Sync + 'static;
 
     /// Opens the machine of a node that starts.
-    fn open(&self, opening: Opening) -> (Self::Machine, Self::Shared);
+    fn open(&self, opening: Opening) -> Result<(Self::Machine, Self::Shared), MachineStart>;
 
     /// Serves one request at the node that leads.
     fn serve(group: Watching<Self>, shared: Self::Shared, request: Bytes) -> impl Future<Output = Bytes> + Send;
 
     /// One client: asks until `stop`, then ends.
     fn client(world: World<Self>, number: u32, stop: CancellationToken) -> impl Future<Output = ()> + Send;
+
+    /// What must be there before the clients come; whether it is.
+    fn prepare(_world: &World<Self>) -> impl Future<Output = bool> + Send {
+        std::future::ready(true)
+    }
+
+    /// What the clients still have to do once the group has healed and they have stopped.
+    fn drain(_world: &World<Self>) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 
     /// Whether a request through this node is served.
     fn probe(world: &World<Self>, node: u16) -> impl Future<Output = bool> + Send;
@@ -68,6 +78,10 @@ pub struct Opening {
     pub dir: PathBuf,
     /// Reader of its log.
     pub view: LogView,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Start of the run.
+    pub started: Instant,
 }
 
 /// The simulated group. Cheap to clone.
@@ -84,6 +98,7 @@ struct Inner<S: Subject> {
     subject: S,
     witness: Witness,
     network: MemoryNetwork,
+    started: Instant,
     nodes: Mutex<BTreeMap<u16, Node<S>>>,
     tasks: Mutex<JoinSet<()>>,
     dice: Mutex<Dice>,
@@ -199,8 +214,8 @@ impl<S: Subject> World<S> {
         let numbers = 1..=scenario.nodes;
         let nodes = numbers.map(|number| (number, Node::new(new_disk(&scenario, dice.draw()))));
         let nodes = Mutex::new(nodes.collect());
-        let inner =
-            Inner { subject, witness, network, nodes, tasks: Mutex::default(), dice: Mutex::new(dice), scenario };
+        let (started, tasks, dice) = (Instant::now(), Mutex::default(), Mutex::new(dice));
+        let inner = Inner { subject, witness, network, started, nodes, tasks, dice, scenario };
         let world = Self(Arc::new(inner));
         world.calm_network();
         world
@@ -326,7 +341,9 @@ impl<S: Subject> World<S> {
         let shared = Arc::new(OnceLock::new());
         let (world, told) = (self.clone(), Arc::clone(&shared));
         let make = move |view: LogView| {
-            let (machine, shared) = world.0.subject.open(Opening { node: number, disk, dir, view });
+            let (seed, started) = (world.scenario().seed, world.0.started);
+            let opening = Opening { node: number, disk, dir, view, seed, started };
+            let (machine, shared) = world.0.subject.open(opening)?;
             // The one machine of this process.
             let _ = told.set(shared);
             Ok(Watched::new(machine, world.witness().clone(), number, run))

@@ -1,0 +1,592 @@
+//! The broker's own machine in the simulated group: producers send, consumers receive and acknowledge, and the same judges that
+//! judge real processes judge what they saw.
+//!
+//! Each node runs the broker's replica: machine, consume queues and checkpoint over its simulated disk. The leader does what
+//! the broker's leader does at its core: it stamps the time, proposes one batch per request and reads the bodies of what was
+//! handed out through its consume queues and its log. Nodes' clocks are minutes apart. Clients repeat what they have no answer
+//! to, under the same message id or attempt id, so a send that is stored twice or a receive that loses a message shows.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use quorate_broker::{
+    machine::{
+        Ack, AttemptKey, Batch, ClusterHash, Command, Handle, Machine, PutGroup, PutTopic, QueueId, QueueOffset,
+        Receive, Reply, Send, SendKey, StartAt, TopicKind,
+    },
+    replica::{self, CheckpointMode, Replica, ReplicaSettings},
+};
+use quorate_proto::{
+    names::{GroupName, TopicName},
+    time::Timestamp,
+};
+use quorate_raft::{CallError, LogView, ProposeError};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    dice::Dice,
+    world::{Opening, Running, Subject, Watching, World},
+};
+use crate::{
+    check::{Judgement, Table, Verdict},
+    op::{self, Acked, Op, Received, Sent, Span, Spot},
+};
+
+const TOPIC: &str = "simulated";
+const GROUP: &str = "simulation";
+const CLUSTER: &str = "simulated";
+const QUEUES: u16 = 4;
+/// Records per consume queue file: few, so that files come and go within a run.
+const QUEUE_FILE_RECORDS: u64 = 64;
+/// How long a client waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often a client repeats what it has no answer to.
+const TRIES: u32 = 6;
+/// Longest time that a delivery is hidden.
+const INVISIBLE_MS: u64 = 4000;
+/// Virtual time to receive what is left at the end.
+const DRAIN_WITHIN: Duration = Duration::from_secs(120);
+/// The wall clock at the start of a run, in milliseconds.
+const WALL_MS: u64 = 1_700_000_000_000;
+/// How far a node's clock may be off, in milliseconds.
+const SKEW_MS: u64 = 120_000;
+/// Process numbers of the one that drains and of the one that asks whether the group serves.
+const DRAIN: u32 = 1000;
+const PROBE: u32 = 1001;
+
+/// The broker as a subject of the simulation.
+#[derive(Debug, Default)]
+pub struct Queueing {
+    book: Mutex<Book>,
+}
+
+/// What the clients saw, on a clock that never shows one time twice.
+#[derive(Debug, Default)]
+struct Book {
+    last_us: u64,
+    sent: u64,
+    ops: Vec<Op>,
+}
+
+/// A node's replica and its clock.
+#[derive(Clone)]
+pub struct Desk {
+    replica: replica::Shared,
+    log: LogView,
+    clock: Arc<Mutex<LogClock>>,
+}
+
+/// Log time on one node: it starts at the node's own wall clock, follows what is applied, and never goes back.
+#[derive(Debug)]
+struct LogClock {
+    at: Instant,
+    then: Timestamp,
+}
+
+impl LogClock {
+    fn now(&mut self, applied: Timestamp) -> Timestamp {
+        let now = self.then.after(self.at.elapsed());
+        if applied > now {
+            (self.at, self.then) = (Instant::now(), applied);
+        }
+        now.max(applied)
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Request {
+    Prepare,
+    Send { client: String, key: String, queue: u16, filler: usize },
+    Receive { max: u16, invisible_ms: u64, first_queue: u16, attempt: String },
+    Ack { handles: Vec<String> },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Answer {
+    Prepared,
+    Sent {
+        queue: u16,
+        offset: u64,
+    },
+    Received(Vec<Delivered>),
+    Acked(Vec<bool>),
+    /// A deterministic no.
+    Refused(String),
+    /// Certainly no effect.
+    NotNow,
+    /// May have an effect.
+    Unknown,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Delivered {
+    queue: u16,
+    offset: u64,
+    attempt: u32,
+    key: String,
+    handle: String,
+}
+
+impl Desk {
+    fn now(&self) -> Timestamp {
+        let applied = self.replica.log_now();
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner).now(applied)
+    }
+
+    fn command(&self, request: &Request) -> Option<Vec<Command>> {
+        let topic_name = TopicName::parse(TOPIC).ok()?;
+        let group_name = GroupName::parse(GROUP).ok()?;
+        if let Request::Prepare = request {
+            let kind = TopicKind::Normal;
+            let topic = PutTopic { name: topic_name, queues: QUEUES, kind, auto: false, replace: false };
+            let group = PutGroup { name: group_name, fifo: false, start: StartAt::First, auto: false, replace: false };
+            return Some(vec![Command::PutTopic(topic), Command::PutGroup(group)]);
+        }
+        let ids = |machine: &Machine| Some((machine.topic(&topic_name)?.id(), machine.group(&group_name)?.id()));
+        let (topic, group) = self.replica.read(ids)?;
+        let command = match request {
+            Request::Prepare => return None,
+            Request::Send { client, key, queue, filler } => {
+                let record = record(key, *filler);
+                let body_crc = crc32c::crc32c(&record);
+                let key = SendKey::new(topic, client, key);
+                let queue = QueueId(*queue);
+                Command::Send(Send { topic, queue, key, body_crc, tag_hash: 0, record: record.into() })
+            }
+            Request::Receive { max, invisible_ms, first_queue, attempt } => Command::Receive(Receive {
+                group,
+                topic,
+                max: *max,
+                invisible_ms: *invisible_ms,
+                first_queue: QueueId(*first_queue),
+                attempt: Some(AttemptKey::new(attempt)),
+            }),
+            Request::Ack { handles } => {
+                let parse = |text: &String| Handle::parse(text, ClusterHash::of(CLUSTER)).ok();
+                Command::Ack(Ack { group, entries: handles.iter().filter_map(parse).collect() })
+            }
+        };
+        Some(vec![command])
+    }
+
+    fn answer(&self, reply: Option<Reply>) -> Answer {
+        match reply {
+            None => Answer::Unknown,
+            Some(Reply::Sent { queue, offset, .. }) => Answer::Sent { queue: queue.0, offset: offset.0 },
+            Some(Reply::Acked { results }) => Answer::Acked(results.into_iter().map(|result| result.is_ok()).collect()),
+            Some(Reply::Topic { .. } | Reply::Group { .. } | Reply::Changed { .. } | Reply::Done) => Answer::Prepared,
+            Some(Reply::Refused(refusal)) => Answer::Refused(refusal.to_string()),
+            Some(Reply::Received { deliveries }) => {
+                let places: Vec<_> = deliveries.iter().map(|delivery| (delivery.queue, delivery.offset)).collect();
+                let Some(topic) = deliveries.first().map(|delivery| delivery.handle.topic) else {
+                    return Answer::Received(Vec::new());
+                };
+                let Ok(records) = self.replica.records(topic, &places) else { return Answer::Unknown };
+                let with_record = deliveries.into_iter().zip(records).filter_map(|(delivery, stored)| {
+                    // Gone below the floor between hand-out and here.
+                    let key = key_of(&stored?.bytes);
+                    let handle = delivery.handle.to_text(ClusterHash::of(CLUSTER));
+                    let (queue, offset, attempt) = (delivery.queue.0, delivery.offset.0, delivery.attempt);
+                    Some(Delivered { queue, offset, attempt, key, handle })
+                });
+                Answer::Received(with_record.collect())
+            }
+        }
+    }
+}
+
+/// A message: length of its key (2), the key, filler.
+fn record(key: &str, filler: usize) -> Bytes {
+    let mut out = BytesMut::with_capacity(2 + key.len() + filler);
+    out.put_u16_le(key.len() as u16);
+    out.put_slice(key.as_bytes());
+    out.put_bytes(b'.', filler);
+    out.freeze()
+}
+
+/// The key of a message; damaged bytes give a key that nobody sent.
+fn key_of(record: &[u8]) -> String {
+    let len = record.get(..2).map_or(0, |len| usize::from(u16::from_le_bytes([len[0], len[1]])));
+    let key = record.get(2..2 + len).unwrap_or(b"?");
+    String::from_utf8_lossy(key).into_owned()
+}
+
+impl Subject for Queueing {
+    type Machine = Replica;
+    type Shared = Desk;
+
+    fn open(&self, opening: Opening) -> Result<(Replica, Desk), String> {
+        let checkpoint = CheckpointMode::Plain;
+        let settings = ReplicaSettings { data_dir: opening.dir, checkpoint, queue_file_records: QUEUE_FILE_RECORDS };
+        let (machine, replica) = Replica::open(settings, opening.disk, opening.view.clone())?;
+        let skew_ms = Dice::new(opening.seed, &format!("clock of n{}", opening.node)).below(SKEW_MS);
+        let clock = LogClock { at: opening.started, then: Timestamp(WALL_MS + skew_ms) };
+        Ok((machine, Desk { replica, log: opening.view, clock: Arc::new(Mutex::new(clock)) }))
+    }
+
+    async fn serve(group: Watching<Self>, desk: Desk, request: Bytes) -> Bytes {
+        let answer = answer(&group, &desk, &request).await;
+        serde_json::to_vec(&answer).map_or_else(|_| Bytes::new(), Bytes::from)
+    }
+
+    async fn prepare(world: &World<Self>) -> bool {
+        let client = Client::new(world, PROBE, 1);
+        for _ in 0..100 {
+            if let Answer::Prepared = client.call(&Request::Prepare).await {
+                return true;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        false
+    }
+
+    async fn client(world: World<Self>, number: u32, stop: CancellationToken) {
+        let mut client = Client::new(&world, number, 1);
+        while !stop.is_cancelled() {
+            let think = world.scenario().think.as_micros() as u64;
+            sleep(Duration::from_micros(client.dice.within(100..=think))).await;
+            match number % 2 {
+                0 => client.send().await,
+                _ => client.receive(80).await,
+            }
+        }
+    }
+
+    async fn probe(world: &World<Self>, node: u16) -> bool {
+        let mut client = Client::new(world, PROBE, node);
+        matches!(client.send_once(1).await, Sent::Stored { .. })
+    }
+
+    /// Receives until nothing comes for longer than a delivery can be hidden, then lets the checkers judge.
+    async fn drain(world: &World<Self>) {
+        let mut client = Client::new(world, DRAIN, 1);
+        let (started, mut last) = (Instant::now(), Instant::now());
+        while last.elapsed() < Duration::from_millis(INVISIBLE_MS * 2) {
+            let before = world.subject().book().ops.len();
+            client.receive(100).await;
+            if world.subject().book().ops.len() > before {
+                last = Instant::now();
+            }
+            if started.elapsed() > DRAIN_WITHIN {
+                world.witness().violate("drains", format!("messages still come {DRAIN_WITHIN:?} after the last send"));
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        world.subject().judge_history(world);
+    }
+
+    fn state(desk: &Desk) -> Bytes {
+        desk.replica.read(Machine::save_image)
+    }
+
+    /// Every message that every queue still holds can be read, and stands where its producer was told.
+    fn judge(&self, desk: &Desk) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for op in &self.book().ops {
+            let Op::Send(send) = op else { continue };
+            let Some(spot) = spot(send) else { continue };
+            match desk.stored(spot) {
+                Found::Dropped => {}
+                Found::Message(found) if *found == *send.key => {}
+                found @ (Found::Message(_) | Found::Nothing(_)) => {
+                    wrong.push(format!("{} was stored at {spot:?}, where {found} is", send.key))
+                }
+            }
+        }
+        wrong.truncate(3);
+        wrong
+    }
+}
+
+/// Where an acknowledged message stands.
+fn spot(send: &op::Send) -> Option<Spot> {
+    match send.outcome {
+        Sent::Stored { queue: Some(queue), offset: Some(offset) } => Some(Spot { queue, offset }),
+        Sent::Stored { .. } | Sent::Failed(_) | Sent::Unknown(_) => None,
+    }
+}
+
+/// What stands at a place of a queue.
+enum Found {
+    /// Retention has passed it.
+    Dropped,
+    /// A message with this key.
+    Message(String),
+    /// Nothing, though something should.
+    Nothing(String),
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dropped => f.write_str("nothing, dropped by retention,"),
+            Self::Message(key) => write!(f, "message {key}"),
+            Self::Nothing(why) => write!(f, "nothing ({why})"),
+        }
+    }
+}
+
+impl Desk {
+    fn stored(&self, spot: Spot) -> Found {
+        let queue = QueueId(spot.queue as u16);
+        let topic =
+            TopicName::parse(TOPIC).ok().and_then(|name| self.replica.read(|machine| Some(machine.topic(&name)?.id())));
+        let Some(topic) = topic else { return Found::Nothing("no topic".into()) };
+        let Some((min, end)) = self.replica.read(|machine| machine.queue_range(topic, queue)) else {
+            return Found::Nothing("no queue".into());
+        };
+        if spot.offset < min.0 {
+            return Found::Dropped;
+        }
+        match self.replica.record(topic, queue, QueueOffset(spot.offset)) {
+            Ok(Some(stored)) => Found::Message(key_of(&stored.bytes)),
+            Ok(None) => Found::Nothing(format!("range {min}..{end}, floor {}", self.log.floor())),
+            Err(error) => Found::Nothing(error.to_string()),
+        }
+    }
+}
+
+async fn answer(group: &Watching<Queueing>, desk: &Desk, request: &Bytes) -> Answer {
+    let Ok(request) = serde_json::from_slice::<Request>(request) else { return Answer::NotNow };
+    // Until everything from before this term is applied, log time and names are not known.
+    if !group.leader().borrow().serving {
+        return Answer::NotNow;
+    }
+    let Some(commands) = desk.command(&request) else { return Answer::NotNow };
+    let batch = Batch { now: desk.now(), commands };
+    match group.propose(batch.encode()).await {
+        Ok(applied) => desk.answer(applied.replies.into_iter().next()),
+        Err(ProposeError::Unknown) => Answer::Unknown,
+        Err(
+            ProposeError::NotLeader { .. }
+            | ProposeError::Overloaded
+            | ProposeError::TooLarge(_)
+            | ProposeError::Stopped(_),
+        ) => Answer::NotNow,
+    }
+}
+
+impl Queueing {
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The run's time, a microsecond later each time it is read, so that "returned before" is never a tie.
+    fn now_us(&self, world: &World<Self>) -> u64 {
+        let now = world.witness().elapsed().as_micros() as u64;
+        let mut book = self.book();
+        book.last_us = now.max(book.last_us + 1);
+        book.last_us
+    }
+
+    fn record(&self, op: Op) {
+        self.book().ops.push(op);
+    }
+
+    /// Lets the checkers of the real runs judge what the clients saw. A message that retention dropped before anyone received it
+    /// is nobody's loss: its send counts as unknown.
+    fn judge_history(&self, world: &World<Self>) {
+        let Some((_, leader)) = world.leader() else {
+            return world.witness().violate("drains", "no leader serves at the end".into());
+        };
+        let mut ops = self.book().ops.clone();
+        for op in &mut ops {
+            if let Op::Send(send) = op
+                && let Some(spot) = spot(send)
+                && matches!(leader.shared.stored(spot), Found::Dropped)
+            {
+                send.outcome = Sent::Unknown("dropped by retention".into());
+            }
+        }
+        let verdict = Verdict::of(&Table::of(&ops));
+        if verdict.verdict == Judgement::Fail {
+            world.witness().violate("history", format!("{verdict:?}"));
+        }
+    }
+}
+
+/// A producer or a consumer with one call under way.
+struct Client {
+    world: World<Queueing>,
+    dice: Dice,
+    number: u32,
+    node: u16,
+    calls: u64,
+}
+
+impl Client {
+    fn new(world: &World<Queueing>, number: u32, node: u16) -> Self {
+        let dice = Dice::new(world.scenario().seed, &format!("client {number}"));
+        Self { world: world.clone(), dice, number, node, calls: 0 }
+    }
+
+    fn now_us(&self) -> u64 {
+        self.world.subject().now_us(&self.world)
+    }
+
+    fn topic(&self) -> Arc<str> {
+        TOPIC.into()
+    }
+
+    fn span(&self, invoke_us: u64) -> Span {
+        Span { process: self.number, invoke_us, return_us: self.now_us() }
+    }
+
+    async fn call(&self, request: &Request) -> Answer {
+        let (Some(running), Ok(bytes)) = (self.world.running(self.node), serde_json::to_vec(request)) else {
+            return Answer::NotNow;
+        };
+        let Running { group, death, .. } = running;
+        let called = tokio::select! {
+            biased;
+            () = death.cancelled() => return Answer::Unknown,
+            called = group.call_leader(bytes.into(), PATIENCE) => called,
+        };
+        match called {
+            Ok(answer) => serde_json::from_slice(&answer).unwrap_or(Answer::Unknown),
+            Err(CallError::NotSent(_)) => Answer::NotNow,
+            Err(CallError::Unknown(_)) => Answer::Unknown,
+        }
+    }
+
+    /// Calls until there is an answer, through another node each time. The last answer, and whether any earlier call may have had
+    /// its effect.
+    async fn insist(&mut self, tries: u32, mut request: impl FnMut(&mut Dice) -> Request) -> (Answer, bool) {
+        let mut maybe = false;
+        for tried in 1.. {
+            let request = request(&mut self.dice);
+            let answer = self.call(&request).await;
+            match answer {
+                Answer::NotNow => {}
+                Answer::Unknown => maybe = true,
+                Answer::Prepared
+                | Answer::Sent { .. }
+                | Answer::Received(_)
+                | Answer::Acked(_)
+                | Answer::Refused(_) => {
+                    return (answer, maybe);
+                }
+            }
+            if tried == tries {
+                return (answer, maybe);
+            }
+            self.node = self.dice.pick(&self.world.numbers());
+            sleep(self.dice.millis(5..=300)).await;
+        }
+        (Answer::Unknown, maybe)
+    }
+
+    async fn send(&mut self) {
+        self.send_once(TRIES).await;
+    }
+
+    /// Sends one message and writes down what became of it.
+    async fn send_once(&mut self, tries: u32) -> Sent {
+        let number = {
+            let mut book = self.world.subject().book();
+            book.sent += 1;
+            book.sent
+        };
+        let (key, client) = (format!("m{number}"), format!("client {}", self.number));
+        let filler = self.dice.below(if self.dice.clone().chance(10) { 2000 } else { 200 }) as usize;
+        let (invoke_us, topic) = (self.now_us(), self.topic());
+        self.world.witness().invoke(self.number, number, self.node);
+        let (answer, maybe) = self
+            .insist(tries, |dice| {
+                let queue = dice.below(QUEUES.into()) as u16;
+                Request::Send { client: client.clone(), key: key.clone(), queue, filler }
+            })
+            .await;
+        let outcome = match answer {
+            Answer::Sent { queue, offset } => Sent::Stored { queue: Some(queue.into()), offset: Some(offset) },
+            Answer::NotNow if !maybe => Sent::Failed("not now".into()),
+            Answer::Refused(why) if !maybe => Sent::Failed(why.into()),
+            Answer::Prepared
+            | Answer::Received(_)
+            | Answer::Acked(_)
+            | Answer::Refused(_)
+            | Answer::NotNow
+            | Answer::Unknown => Sent::Unknown("no answer".into()),
+        };
+        let span = self.span(invoke_us);
+        self.told(number, &outcome);
+        self.world.subject().record(Op::Send(op::Send { span, topic, key: key.into(), outcome: outcome.clone() }));
+        outcome
+    }
+
+    fn told(&self, number: u64, outcome: &Sent) {
+        let witness = self.world.witness();
+        match outcome {
+            Sent::Stored { .. } => witness.stored(self.number, number),
+            Sent::Failed(_) => witness.not_now(self.number, number),
+            Sent::Unknown(_) => witness.unknown(self.number, number),
+        }
+    }
+
+    /// Receives once and acknowledges most of what came.
+    async fn receive(&mut self, ack_percent: u64) {
+        self.calls += 1;
+        let attempt = format!("{} {}", self.number, self.calls);
+        let (max, invisible_ms) = (self.dice.within(1..=16) as u16, self.dice.within(500..=INVISIBLE_MS));
+        let (mut invoke_us, topic) = (self.now_us(), self.topic());
+        let mut came = Vec::new();
+        for _ in 0..TRIES {
+            let first_queue = self.dice.below(QUEUES.into()) as u16;
+            let request = Request::Receive { max, invisible_ms, first_queue, attempt: attempt.clone() };
+            match self.call(&request).await {
+                Answer::Received(deliveries) => {
+                    came = deliveries;
+                    break;
+                }
+                Answer::Unknown => {
+                    let (span, outcome) = (self.span(invoke_us), Received::Unknown("no answer".into()));
+                    self.world.subject().record(Op::Receive(op::Receive { span, topic: topic.clone(), outcome }));
+                    invoke_us = self.now_us();
+                }
+                Answer::Prepared | Answer::Sent { .. } | Answer::Acked(_) | Answer::Refused(_) | Answer::NotNow => {}
+            }
+            self.node = self.dice.pick(&self.world.numbers());
+            sleep(self.dice.millis(5..=300)).await;
+        }
+        let span = self.span(invoke_us);
+        for message in &came {
+            let spot = Spot { queue: message.queue.into(), offset: message.offset };
+            let outcome = Received::Message { key: message.key.as_str().into(), spot, attempt: message.attempt };
+            self.world.subject().record(Op::Receive(op::Receive { span, topic: topic.clone(), outcome }));
+        }
+        came.retain(|_| self.dice.chance(ack_percent));
+        if !came.is_empty() {
+            self.acknowledge(came).await;
+        }
+    }
+
+    async fn acknowledge(&mut self, messages: Vec<Delivered>) {
+        let (invoke_us, topic) = (self.now_us(), self.topic());
+        let handles: Vec<String> = messages.iter().map(|message| message.handle.clone()).collect();
+        let (answer, maybe) = self.insist(TRIES, |_| Request::Ack { handles: handles.clone() }).await;
+        let span = self.span(invoke_us);
+        for (number, message) in messages.into_iter().enumerate() {
+            let outcome = match &answer {
+                Answer::Acked(results) if results.get(number) == Some(&true) => Acked::Done,
+                Answer::Acked(_) | Answer::Refused(_) | Answer::NotNow if !maybe => Acked::Failed("refused".into()),
+                Answer::Prepared
+                | Answer::Sent { .. }
+                | Answer::Received(_)
+                | Answer::Acked(_)
+                | Answer::Refused(_)
+                | Answer::NotNow
+                | Answer::Unknown => Acked::Unknown("no answer".into()),
+            };
+            let spot = Spot { queue: message.queue.into(), offset: message.offset };
+            let key = message.key.into();
+            self.world.subject().record(Op::Ack(op::Ack { span, topic: topic.clone(), key, spot, outcome }));
+        }
+    }
+}
