@@ -122,6 +122,8 @@ metrics! {
     clock_off_seconds: Gauge = "quorate_broker_clock_off_seconds",
     /// Registrations that a name server did not take.
     registrations_failed: Counter = "quorate_broker_registrations_failed_total",
+    /// Messages whose bytes had rotted on this node's disk when they were to be handed out.
+    rotten: Counter = "quorate_broker_messages_rotten_total",
 }
 
 #[cfg(test)]

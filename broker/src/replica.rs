@@ -30,9 +30,8 @@ use tracing::{error, info, warn};
 
 use crate::{
     machine::{
-        Batch, Effect, Machine, Pointer, QueueId, QueueOffset, Reply, StoredRecord, TopicId,
-        codec::{DecodeError, Reader},
-        record::STAMP_BYTES,
+        Batch, Effect, Machine, Pointer, QueueId, QueueOffset, Reply, StoredRecord, TopicId, codec::DecodeError,
+        record::PREFIX_BYTES,
     },
     store::{
         checkpoint::Database,
@@ -92,6 +91,17 @@ pub struct Applied {
     pub now: Timestamp,
     /// One reply per command, in order.
     pub replies: Vec<Reply>,
+}
+
+/// What a place of a queue holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// A message.
+    Record(StoredRecord),
+    /// Nothing (any more).
+    Gone,
+    /// A message whose bytes have changed on this node's disk since they were written. Another node has them.
+    Rotten(Pointer),
 }
 
 /// Committed bytes, by position.
@@ -395,30 +405,32 @@ impl Shared {
         f(&self.lock())
     }
 
-    /// One message; `None` if its queue does not hold it (any more). See [`Shared::records`].
+    /// One message. See [`Shared::records`].
     ///
     /// # Errors
     /// The disk's.
-    pub fn record(&self, topic: TopicId, queue: QueueId, offset: QueueOffset) -> io::Result<Option<StoredRecord>> {
-        Ok(self.records(topic, &[(queue, offset)])?.pop().flatten())
+    pub fn record(&self, topic: TopicId, queue: QueueId, offset: QueueOffset) -> io::Result<Found> {
+        Ok(self.records(topic, &[(queue, offset)])?.pop().unwrap_or(Found::Gone))
     }
 
-    /// Several messages of a topic, in the order asked for; `None` for each that its queue does not hold (any more).
+    /// Several messages of a topic, in the order asked for.
     ///
     /// What was sent lately comes from memory; older offsets read a consume queue file and may wait for the disk, so a
     /// caller that is far behind the end belongs on the blocking pool. Neighbouring offsets are looked up together.
     ///
     /// # Errors
     /// The disk's.
-    pub fn records(&self, topic: TopicId, places: &[(QueueId, QueueOffset)]) -> io::Result<Vec<Option<StoredRecord>>> {
+    pub fn records(&self, topic: TopicId, places: &[(QueueId, QueueOffset)]) -> io::Result<Vec<Found>> {
         let mut records = Vec::with_capacity(places.len());
         let runs = places.chunk_by(|(queue, offset), (next_queue, next)| queue == next_queue && offset.0 + 1 == next.0);
         for run in runs {
             let [(queue, offset), ..] = *run else { continue };
             let pointers = self.inner.queues.pointers(topic, queue, offset, run.len() as u64)?;
             for step in 0..run.len() {
-                let pointer = pointers.get(step).copied().flatten();
-                records.push(pointer.map(|pointer| self.stored(pointer)).transpose()?.flatten());
+                records.push(match pointers.get(step).copied().flatten() {
+                    Some(pointer) => self.stored(pointer)?,
+                    None => Found::Gone,
+                });
             }
         }
         Ok(records)
@@ -434,16 +446,22 @@ impl Shared {
         self.read(Machine::now)
     }
 
-    fn stored(&self, pointer: Pointer) -> io::Result<Option<StoredRecord>> {
-        let stamp = Position(pointer.position.0.saturating_sub(STAMP_BYTES as u64));
-        let mut bytes = match self.inner.log.read(stamp, STAMP_BYTES + pointer.size as usize) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let record = bytes.split_off(STAMP_BYTES);
-        let stored_at = Reader::new(bytes).u64().map_err(io::Error::other)?;
-        Ok(Some(StoredRecord { bytes: record, stored_at: Timestamp(stored_at) }))
+    /// What a consume queue points at, with its prefix, unchecked; `None` if the floor has passed it.
+    ///
+    /// # Errors
+    /// The disk's; `InvalidInput` for a place that is not within one entry.
+    pub fn prefixed(&self, pointer: Pointer) -> io::Result<Option<Bytes>> {
+        let start = Position(pointer.position.0.saturating_sub(PREFIX_BYTES as u64));
+        match self.inner.log.read(start, PREFIX_BYTES + pointer.size as usize) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn stored(&self, pointer: Pointer) -> io::Result<Found> {
+        let Some(prefixed) = self.prefixed(pointer)? else { return Ok(Found::Gone) };
+        Ok(StoredRecord::checked(prefixed).map_or(Found::Rotten(pointer), Found::Record))
     }
 
     fn lock(&self) -> RwLockReadGuard<'_, Machine> {

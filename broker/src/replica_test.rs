@@ -178,8 +178,8 @@ impl Node {
         for queue in [QueueId(0), QueueId(1)] {
             let (min, end) = self.shared.read(|machine| machine.queue_range(TopicId(0), queue)).expect("a queue");
             for offset in (min.0..end.0).map(QueueOffset) {
-                let record = self.shared.record(TopicId(0), queue, offset).expect("readable");
-                let record = record.unwrap_or_else(|| panic!("{queue}@{offset} is not there"));
+                let found = self.shared.record(TopicId(0), queue, offset).expect("readable");
+                let Found::Record(record) = found else { panic!("{queue}@{offset}: {found:?}") };
                 assert_eq!(record.bytes, body(offset.0 * 2 + u64::from(queue.0)), "{queue}@{offset}");
                 assert!(record.stored_at.0 >= 1_000);
             }
@@ -198,8 +198,8 @@ fn a_message_is_read_back_with_its_store_time_from_memory_and_from_files() {
     node.now = 5_000;
     node.send(25);
     node.check_messages();
-    let record = node.shared.record(TopicId(0), QueueId(1), QueueOffset(3)).expect("readable").expect("there");
-    assert_eq!(record, StoredRecord { bytes: body(7), stored_at: Timestamp(5_000) });
+    let found = node.shared.record(TopicId(0), QueueId(1), QueueOffset(3)).expect("readable");
+    assert_eq!(found, Found::Record(StoredRecord { bytes: body(7), stored_at: Timestamp(5_000) }));
     // An image writes the queues; a restart has nothing in memory, so everything comes from files of four records.
     node.save_image(node.log.end());
     node.restart();
@@ -208,9 +208,9 @@ fn a_message_is_read_back_with_its_store_time_from_memory_and_from_files() {
     node.send(3);
     let places: Vec<_> = (0..15).map(|offset| (QueueId(0), QueueOffset(offset))).collect();
     let records = node.shared.records(TopicId(0), &places).expect("readable");
-    let found: Vec<bool> = records.iter().map(Option::is_some).collect();
+    let found: Vec<bool> = records.iter().map(|found| matches!(found, Found::Record(_))).collect();
     assert_eq!(found, [vec![true; 14], vec![false]].concat(), "fourteen of queue 0, and nothing behind the end");
-    assert_eq!(node.shared.record(TopicId(9), QueueId(0), QueueOffset(0)).expect("readable"), None);
+    assert_eq!(node.shared.record(TopicId(9), QueueId(0), QueueOffset(0)).expect("readable"), Found::Gone);
 }
 
 #[test]
@@ -332,10 +332,9 @@ fn a_node_that_starts_from_another_node_s_image_has_what_stands_above_it() {
         new.replica.apply(entry);
     }
     assert_eq!(new.image(), old.image());
-    assert_eq!(new.shared.record(TopicId(0), QueueId(0), QueueOffset(3)).expect("a hole"), None);
-    let record =
-        new.shared.record(TopicId(0), QueueId(1), QueueOffset(10)).expect("readable").expect("above the border");
-    assert_eq!(record.bytes, body(21));
+    assert_eq!(new.shared.record(TopicId(0), QueueId(0), QueueOffset(3)).expect("a hole"), Found::Gone);
+    let found = new.shared.record(TopicId(0), QueueId(1), QueueOffset(10)).expect("readable");
+    assert!(matches!(&found, Found::Record(record) if record.bytes == body(21)), "{found:?}");
     // A second border, then the floor moves to the first: everything that is left can be read, after a restart too.
     let second = new.log.end();
     for node in [&mut old, &mut new] {
@@ -379,23 +378,44 @@ fn bytes_that_are_no_image_are_refused_and_nothing_has_changed() {
 }
 
 #[test]
+fn a_message_that_has_rotted_in_the_log_is_named_and_its_neighbours_are_read() {
+    let mut node = Node::new(12, CheckpointMode::Off);
+    node.begin();
+    node.send(6);
+    {
+        let mut state = node.log.state();
+        let entry = state.entries.last_mut().expect("sent");
+        let mut bytes = entry.payload.to_vec();
+        let at = bytes.windows(9).position(|window| window == b"message 2").expect("stored");
+        bytes[at + 8] ^= 1;
+        entry.payload = bytes.into();
+    }
+    let places: Vec<_> = (0..3).map(|offset| (QueueId(0), QueueOffset(offset))).collect();
+    let found = node.shared.records(TopicId(0), &places).expect("readable");
+    assert!(matches!(&found[0], Found::Record(record) if record.bytes == body(0)), "{found:?}");
+    assert!(matches!(&found[1], Found::Rotten(pointer) if pointer.size == 9), "{found:?}");
+    assert!(matches!(&found[2], Found::Record(record) if record.bytes == body(4)), "{found:?}");
+}
+
+#[test]
 fn files_go_when_the_floor_moves_and_when_a_topic_is_dropped() {
     let mut node = Node::new(9, CheckpointMode::Off);
     node.begin();
     node.send(20);
-    node.save_image(Position(10_000));
+    let border = node.log.end();
+    node.save_image(border);
     node.send(2);
     let queue_files = |node: &Node| node.disk.files().iter().filter(|path| path.starts_with("/data/queue")).count();
     node.replica.write_queues();
     assert_eq!(queue_files(&node), 6);
-    node.replica.floor(Position(10_000));
+    node.replica.floor(border);
     assert_eq!(queue_files(&node), 6, "the log has not let go of them yet");
-    node.log.state().floor = Position(10_000);
+    node.log.state().floor = border;
     node.replica.settle(node.log.end());
     assert_eq!(queue_files(&node), 2, "of each queue the file that holds offset 10");
     node.check_messages();
     node.apply(vec![Command::DropTopic(DropTopic { topic: TopicId(0) })]);
-    assert_eq!(node.shared.record(TopicId(0), QueueId(0), QueueOffset(10)).expect("readable"), None);
+    assert_eq!(node.shared.record(TopicId(0), QueueId(0), QueueOffset(10)).expect("readable"), Found::Gone);
     assert_eq!(queue_files(&node), 2);
     node.log.state().floor = node.log.end();
     node.replica.settle(node.log.end());

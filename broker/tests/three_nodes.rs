@@ -116,6 +116,25 @@ impl Cluster {
         node.ended.take().expect("stopped once").await.expect("no panic")
     }
 
+    /// Changes a byte of `body` in the log file of a node that has it by now.
+    fn rot(&self, number: u16, body: &[u8]) {
+        use std::os::unix::fs::FileExt;
+        let log = self.configs[&number].storage.data_dir.join("log");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            for entry in std::fs::read_dir(&log).expect("a folder") {
+                let path = entry.expect("an entry").path();
+                let bytes = std::fs::read(&path).expect("readable");
+                if let Some(at) = bytes.windows(body.len()).position(|window| window == body) {
+                    let file = std::fs::OpenOptions::new().write(true).open(&path).expect("writable");
+                    return file.write_all_at(&[bytes[at] ^ 1], at as u64).expect("written");
+                }
+            }
+            assert!(Instant::now() < deadline, "node {number} never wrote {}", body.escape_ascii());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// The number of the node that leads, once the nodes that run agree on one of them.
     async fn leader(&self) -> u16 {
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -295,6 +314,27 @@ async fn any_node_takes_hands_out_and_acks() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// A body is written once per node, so each node may lose it to its own disk; what is handed out is what was sent, or nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_rots_on_the_leader_s_disk_is_served_from_another_node_and_one_that_rots_on_all_is_not_served() {
+    let cluster = Cluster::start(|_| {}).await;
+    let leader = cluster.leader().await;
+    let mut client = cluster.client(leader);
+    let (code, _) = send(&mut client, (11..14).map(message).collect()).await;
+    assert_eq!(code, 20000);
+    cluster.rot(leader, b"body 11");
+    for number in 1..=3 {
+        cluster.rot(number, b"body 12");
+    }
+    let mut seen = BTreeSet::new();
+    let mut messages = receive(&mut client, 16, 300).await.1;
+    while !messages.is_empty() {
+        seen.extend(bodies(&messages));
+        messages = receive(&mut client, 16, 300).await.1;
+    }
+    assert_eq!(seen, ["body 11".to_owned(), "body 13".to_owned()].into());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,7 +20,7 @@ use crate::{
     machine::{
         self, AttemptKey, Command, Delivery, GroupId, Handle, QueueId, Refusal, Reply, SendKey, TopicId, TopicKind,
     },
-    replica::Applied,
+    replica::{Applied, Found},
 };
 
 /// How soon a receive looks again when a plan came to nothing, so that no mistake of planning becomes a busy loop.
@@ -144,9 +144,17 @@ impl Leader {
         let mut bytes = 0;
         let mut received = Received { deliveries: Vec::with_capacity(deliveries.len()), now_ms: now.0 };
         let mut excess = Vec::new();
-        for (delivery, record) in deliveries.into_iter().zip(records) {
-            // Retention has passed it between the hand-out and the read; there is nothing to deliver.
-            let Some(record) = record else { continue };
+        for (delivery, found) in deliveries.into_iter().zip(records) {
+            let record = match found {
+                Found::Record(record) => record,
+                // Retention has passed it between the hand-out and the read; there is nothing to deliver.
+                Found::Gone => continue,
+                Found::Rotten(pointer) => match self.rescue(pointer).await {
+                    Some(record) => record,
+                    // It comes back when its invisible duration is over; by then another node may have it.
+                    None => continue,
+                },
+            };
             bytes += record.bytes.len() as u64;
             if bytes > self.config.limits.receive_bytes_max && !received.deliveries.is_empty() {
                 excess.push(delivery);

@@ -14,6 +14,7 @@ mod names;
 mod planner;
 pub(crate) mod propose;
 pub(crate) mod pump;
+pub(crate) mod rescue;
 mod term;
 
 use std::sync::Arc;

@@ -4,12 +4,12 @@
 //! codec is written by hand, little endian; the numbers below stand on disk and are never reused.
 //!
 //! ```text
-//! batch     version 1 (1) | stamp, ms since 1970 (8) | count (4) | commands …
+//! batch     version 2 (1) | stamp, ms since 1970 (8) | count (4) | commands …
 //! command   kind (1) | fields in the order of the struct
-//! Send      topic 4 | queue 2 | key 16 | body crc32c 4 | tag hash 8 | record size 4 | stamp 8 | record
+//! Send      topic 4 | queue 2 | key 16 | body crc32c 4 | tag hash 8 | record size 4 | record crc32c 4 | stamp 8 | record
 //! ```
-//! The stamp is repeated before every record, so that a consume queue's pointer leads to the record *and* to its store time
-//! without reading the head of the batch. `decode` never panics; records are slices of the input, not copies.
+//! Crc and stamp stand before every record, so that a consume queue's pointer leads to the record, to the proof that it is sound and
+//! to its store time without reading the head of the batch. `decode` never panics; records are slices of the input, not copies.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quorate_proto::{
@@ -23,10 +23,11 @@ use super::{
     feature::pop::AttemptKey,
     handle::Handle,
     ids::{GroupId, QueueId, QueueOffset, TopicId},
-    record::Record,
+    record::{PREFIX_BYTES, Record, record_crc},
 };
 
-const VERSION: u8 = 1;
+/// 1 was never released; its records had no crc of their own.
+const VERSION: u8 = 2;
 
 const SEND: u8 = 1;
 const RECEIVE: u8 = 2;
@@ -40,7 +41,7 @@ const PUT_GROUP: u8 = 9;
 const DROP_GROUP: u8 = 10;
 
 /// Bytes of an encoded [`Send`] without its record.
-const SEND_BYTES: usize = 1 + 4 + 2 + 16 + 4 + 8 + 4 + 8;
+const SEND_BYTES: usize = 1 + 4 + 2 + 16 + 4 + 8 + 4 + PREFIX_BYTES;
 
 /// What one Raft entry holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -309,6 +310,7 @@ impl Command {
                 out.put_u64_le(send.tag_hash);
                 let bytes = send.record.bytes();
                 out.put_u32_le(u32::try_from(bytes.len()).expect("a message is bounded far below 4 GiB"));
+                out.put_u32_le(record_crc(now, bytes));
                 out.put_u64_le(now.0);
                 out.put_slice(bytes);
             }
@@ -435,6 +437,7 @@ fn decode_send(now: Timestamp, reader: &mut Reader) -> Result<Send, DecodeError>
     let body_crc = reader.u32()?;
     let tag_hash = reader.u64()?;
     let size = reader.u32()?;
+    let crc = reader.u32()?;
     if reader.u64()? != now.0 {
         return Err(reader.error("a record's stamp differs from its batch's"));
     }
@@ -443,6 +446,9 @@ fn decode_send(now: Timestamp, reader: &mut Reader) -> Result<Send, DecodeError>
     }
     let at = u32::try_from(reader.at()).map_err(|_| reader.error("a batch larger than 4 GiB"))?;
     let bytes = reader.slice(size as usize)?;
+    if record_crc(now, &bytes) != crc {
+        return Err(reader.error("a record's crc is wrong"));
+    }
     Ok(Send { topic, queue, key, body_crc, tag_hash, record: Record::decoded(bytes, at) })
 }
 

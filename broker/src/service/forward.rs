@@ -35,6 +35,7 @@ use crate::{
         Failure, Leader, PeerClocks, TermClock,
         calls::{AnyCall, Call, No, framed},
         propose::LogFuture,
+        rescue::ASK_RECORD,
     },
     machine::Refusal,
     metrics::Metrics,
@@ -358,6 +359,7 @@ impl CallHandler for Desk {
             let Some(parts) = parts.get() else { return Bytes::from_static(&[NOT_LEADER]) };
             match request.first() {
                 Some(&ASK_CLOCK) => Bytes::copy_from_slice(&parts.clock.wall().0.to_le_bytes()),
+                Some(&ASK_RECORD) => parts.leader.lend(&request),
                 Some(&ASK_STATUS) => (parts.report)().encode_to_vec().into(),
                 _ => parts.lead(request).await,
             }

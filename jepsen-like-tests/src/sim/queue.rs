@@ -188,9 +188,12 @@ impl Desk {
                     return Answer::Received(Vec::new());
                 };
                 let Ok(records) = self.replica.records(topic, &places) else { return Answer::Unknown };
-                let with_record = deliveries.into_iter().zip(records).filter_map(|(delivery, stored)| {
-                    // Gone below the floor between hand-out and here.
-                    let key = key_of(&stored?.bytes);
+                let with_record = deliveries.into_iter().zip(records).filter_map(|(delivery, found)| {
+                    let key = match found {
+                        replica::Found::Record(record) => key_of(&record.bytes),
+                        // Below the floor between hand-out and here; or it comes back when its time is over.
+                        replica::Found::Gone | replica::Found::Rotten(_) => return None,
+                    };
                     let handle = delivery.handle.to_text(ClusterHash::of(CLUSTER));
                     let (queue, offset, attempt) = (delivery.queue.0, delivery.offset.0, delivery.attempt);
                     Some(Delivered { queue, offset, attempt, key, handle })
@@ -346,8 +349,9 @@ impl Desk {
             return Found::Dropped;
         }
         match self.replica.record(topic, queue, QueueOffset(spot.offset)) {
-            Ok(Some(stored)) => Found::Message(key_of(&stored.bytes)),
-            Ok(None) => Found::Nothing(format!("range {min}..{end}, floor {}", self.log.floor())),
+            Ok(replica::Found::Record(record)) => Found::Message(key_of(&record.bytes)),
+            Ok(replica::Found::Gone) => Found::Nothing(format!("range {min}..{end}, floor {}", self.log.floor())),
+            Ok(replica::Found::Rotten(pointer)) => Found::Nothing(format!("rotten at {}", pointer.position)),
             Err(error) => Found::Nothing(error.to_string()),
         }
     }
