@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "apache/rocketmq/v2/definition.proto",
         "apache/rocketmq/v2/service.proto",
         "apache/rocketmq/v2/admin.proto",
+        "grpc/health/v1/health.proto",
         "quorate/admin.proto",
         "quorate/namesrv.proto",
     ];

@@ -11,6 +11,8 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod health;
+mod http;
 mod leader;
 pub mod machine;
 pub mod metrics;

@@ -120,6 +120,8 @@ metrics! {
     renewed: Counter = "quorate_broker_deliveries_renewed_total",
     /// Distance of this leader's clock from its nearest peer's, when it is more than ten seconds.
     clock_off_seconds: Gauge = "quorate_broker_clock_off_seconds",
+    /// Name servers that took this node's latest registration.
+    registered: Gauge = "quorate_broker_name_servers_registered",
     /// Registrations that a name server did not take.
     registrations_failed: Counter = "quorate_broker_registrations_failed_total",
     /// Messages whose bytes had rotted on this node's disk when they were to be handed out.

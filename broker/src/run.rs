@@ -19,11 +19,13 @@ use quorate_proto::{
 use quorate_raft::{Disk, Group, Network, StartError, WriterMode};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::task::{JoinError, JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{info, warn};
 
 use crate::{
     config::{BrokerConfig, ConfigError, split_address},
+    health::Health,
+    http::Pages,
     leader::{
         Leader, PeerClocks, RaftLog, TermClock,
         propose::{Proposer, ProposerTask},
@@ -77,6 +79,8 @@ pub struct Bound {
     pub advertised: String,
     /// Listener of peers, as configured.
     pub peer: String,
+    /// Listener of health checks and metrics; `None` if it is switched off.
+    pub http: Option<String>,
 }
 
 /// Why a node did not start or did not go on.
@@ -85,11 +89,11 @@ pub enum RunError {
     /// A setting is wrong; nothing was opened.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The client listener could not be bound.
-    #[error(
-        "client listener {address}: {source}; is another process using the port? choose one with network.client_listen"
-    )]
+    /// A listener could not be bound.
+    #[error("{key} = {address}: {source}; is another process using the port? choose another one")]
     Listen {
+        /// The setting that names it.
+        key: &'static str,
         /// The address.
         address: String,
         /// What the system said.
@@ -120,16 +124,46 @@ pub async fn run(
 ) -> Result<(), RunError> {
     config.validate()?;
     let config = Arc::new(config);
-    let listen = &config.network.client_listen;
-    let listener =
-        doors.net.listen(listen).await.map_err(|source| RunError::Listen { address: listen.clone(), source })?;
-    let (node, proposer) = Node::open(config, &doors, listener.as_ref()).await?;
+    let (gone, health) = (CancellationToken::new(), Arc::new(Health::new()));
+    let mut tasks = Tasks::default();
+    let http = listen(&doors, "network.http_listen", &config.network.http_listen).await?;
+    let listener = listen(&doors, "network.client_listen", &config.network.client_listen).await?;
+    let listener = listener.expect("`validate` refuses an empty address of clients");
+    let bound_http = http.as_ref().map(|http| http.local_address());
+    // From here on the node can be asked how it is: opening a long log takes a while.
+    tasks.spawn("pulse", health.clone().run(gone.clone()));
+    if let Some(http) = http {
+        tasks.spawn("http server", Pages { health: health.clone() }.serve(http, gone.clone()));
+    }
+    let (node, proposer) = tokio::select! {
+        opened = Node::open(config, &doors, listener.as_ref(), health) => opened?,
+        // Nothing of it takes part in the group yet, so the log is left as a kill would leave it.
+        () = shutdown.cancelled() => return Ok(()),
+    };
     ready(Bound {
         client: listener.local_address(),
         advertised: node.service.address.clone(),
         peer: node.service.config.network.peer_listen.clone(),
+        http: bound_http,
     });
-    node.work(proposer, doors, listener, shutdown).await
+    node.work(proposer, doors, listener, tasks, Stopping { shutdown, gone }).await
+}
+
+/// Binds the address of a setting; an empty one is switched off.
+async fn listen(doors: &Doors, key: &'static str, address: &str) -> Result<Option<Arc<dyn NetListener>>, RunError> {
+    if address.is_empty() {
+        return Ok(None);
+    }
+    let bound = doors.net.listen(address).await;
+    bound.map(Some).map_err(|source| RunError::Listen { key, address: address.to_owned(), source })
+}
+
+/// How a node's end is told to its tasks.
+struct Stopping {
+    /// Begins a planned stop.
+    shutdown: CancellationToken,
+    /// Ends what serves to the last.
+    gone: CancellationToken,
 }
 
 /// A node whose parts stand.
@@ -146,6 +180,7 @@ impl Node {
         config: Arc<BrokerConfig>,
         doors: &Doors,
         listener: &dyn NetListener,
+        health: Arc<Health>,
     ) -> Result<(Self, ProposerTask), RunError> {
         let metrics = Arc::new(Metrics::default());
         let address = advertised(&config, listener).await;
@@ -170,7 +205,9 @@ impl Node {
             clock: clock.clone(),
             report: Arc::new(move || report.report()),
         });
+        health.opened(group.clone(), metrics.clone(), config.network.name_servers.len());
         let service = Arc::new(Service {
+            health,
             dispatch: Dispatch::new(group.clone(), leader, &config.limits, metrics.clone()),
             shared: shared.clone(),
             sessions: Sessions::new(config.limits.clients_max, config.limits.client_idle_max),
@@ -194,11 +231,11 @@ impl Node {
         proposer: ProposerTask,
         doors: Doors,
         listener: Arc<dyn NetListener>,
-        shutdown: CancellationToken,
+        mut tasks: Tasks,
+        Stopping { shutdown, gone }: Stopping,
     ) -> Result<(), RunError> {
         // Two steps: leaving (no new calls, out of the route), then gone.
-        let (leaving, gone) = (CancellationToken::new(), CancellationToken::new());
-        let mut tasks = Tasks::default();
+        let leaving = CancellationToken::new();
         let log = RaftLog {
             group: self.group.clone(),
             shared: self.shared.clone(),
@@ -238,11 +275,12 @@ impl Node {
         };
         if ended.is_ok() {
             info!("node stops");
+            self.service.health.leave();
             self.hand_over().await;
         }
         leaving.cancel();
-        // The server lets calls under way finish; the proposer must outlive it.
-        let finished = tasks.finish_all_but("proposer").await;
+        // The server lets calls under way finish; the proposer must outlive it, and health is told to the end.
+        let finished = tasks.finish_all_but(&["proposer", "pulse", "http server"]).await;
         gone.cancel();
         match &ended {
             Ok(()) => self.group.shutdown().await,
@@ -297,7 +335,10 @@ async fn start_group(
     };
     match &doors.raft_runtime {
         None => start.await,
-        Some(runtime) => runtime.spawn(start).await.map_err(|error| RunError::Task(error.to_string()))?,
+        Some(runtime) => {
+            let starting = AbortOnDropHandle::new(runtime.spawn(start));
+            starting.await.map_err(|error| RunError::Task(error.to_string()))?
+        }
     }
 }
 
@@ -357,9 +398,9 @@ impl Tasks {
         }
     }
 
-    /// Waits until only `last` runs.
-    async fn finish_all_but(&mut self, last: &'static str) -> Result<(), RunError> {
-        while self.running.iter().any(|name| *name != last) {
+    /// Waits until nothing runs but `last`.
+    async fn finish_all_but(&mut self, last: &[&'static str]) -> Result<(), RunError> {
+        while self.running.iter().any(|name| !last.contains(name)) {
             let Some(ended) = self.set.join_next().await else { break };
             self.note(ended)?;
         }

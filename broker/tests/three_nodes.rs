@@ -67,6 +67,7 @@ impl Cluster {
             config.node.number = number;
             config.node.peers = peers.clone();
             config.network.client_listen = "127.0.0.1:0".into();
+            config.network.http_listen = "127.0.0.1:0".into();
             config.network.peer_listen = format!("127.0.0.1:{port}");
             config.storage.data_dir = directory.path().join(number.to_string());
             config.storage.segment_bytes = 32 << 20;

@@ -67,6 +67,9 @@ pub struct BrokerArgs {
     /// Listener of the other nodes (network.peer_listen)
     #[arg(long, value_name = "HOST:PORT")]
     peer_listen: Option<String>,
+    /// Listener of health checks and metrics, "" for none (network.http_listen)
+    #[arg(long, value_name = "HOST:PORT")]
+    http_listen: Option<String>,
     /// Name servers to register with, separated by ; (network.name_servers)
     #[arg(long, value_name = "LIST")]
     name_servers: Option<String>,
@@ -134,13 +137,7 @@ impl BrokerArgs {
     }
 
     fn load(&self) -> Result<Loaded<BrokerFile>, Failure> {
-        let mut layers = Layers::of::<BrokerFile>();
-        if let Some(path) = &self.config {
-            layers.file(path.clone(), &read(path)?)?;
-        }
-        layers.variables(
-            std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok())),
-        )?;
+        let mut layers = outside(self.config.as_ref())?;
         layers.flag("--node", "node.number", self.node.map(|number| number.to_string()));
         layers.flag("--peers", "node.peers", self.peers.as_deref());
         layers.flag("--cluster", "node.cluster", self.cluster.as_deref());
@@ -148,6 +145,7 @@ impl BrokerArgs {
         layers.flag("--listen", "network.client_listen", self.listen.as_deref());
         layers.flag("--advertise", "network.client_advertise", self.advertise.as_deref());
         layers.flag("--peer-listen", "network.peer_listen", self.peer_listen.as_deref());
+        layers.flag("--http-listen", "network.http_listen", self.http_listen.as_deref());
         layers.flag("--name-servers", "network.name_servers", self.name_servers.as_deref());
         layers.switch("--insecure", "network.insecure", self.insecure);
         layers.switch("--bootstrap", "node.bootstrap", self.bootstrap);
@@ -158,6 +156,38 @@ impl BrokerArgs {
         layers.flag("--log-format", "log.format", log_format);
         layers.load()
     }
+}
+
+/// What a file and the variables say.
+fn outside(config: Option<&PathBuf>) -> Result<Layers, Failure> {
+    let mut layers = Layers::of::<BrokerFile>();
+    if let Some(path) = config {
+        layers.file(path.clone(), &read(path)?)?;
+    }
+    layers.variables(
+        std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok())),
+    )?;
+    Ok(layers)
+}
+
+/// Where a node with this file and these variables listens for health checks.
+///
+/// # Errors
+/// Wrong settings, and settings that name no place to ask.
+pub fn http_listen(config: Option<&PathBuf>) -> Result<String, Failure> {
+    let loaded: Loaded<BrokerFile> = outside(config)?.load()?;
+    let address = &loaded.settings.broker.network.http_listen;
+    let origin = loaded.origin("network.http_listen");
+    let nowhere = |why: String| failure::error("nobody can be asked", why, "name the HTTP listener with --address");
+    if address.is_empty() {
+        return Err(nowhere(format!("network.http_listen is switched off ({origin})")));
+    }
+    if address.ends_with(":0") {
+        return Err(nowhere(format!(
+            "network.http_listen takes any free port ({origin}); the node says which when it is ready"
+        )));
+    }
+    Ok(address.clone())
 }
 
 fn wrong<T>(error: &ConfigError, loaded: &Loaded<T>) -> Failure {
@@ -215,7 +245,9 @@ async fn run(loaded: Loaded<BrokerFile>, raft_runtime: runtime::Handle) -> Resul
     let stop = shutdown.clone();
     parts.spawn(async move {
         let ready = |bound: Bound| {
-            note(format!("ready client={} advertised={} peer={}", bound.client, bound.advertised, bound.peer))
+            let Bound { client, advertised, peer, http } = bound;
+            let http = http.unwrap_or_else(|| "off".to_owned());
+            note(format!("ready client={client} advertised={advertised} peer={peer} http={http}"))
         };
         quorate_broker::run(broker, doors, stop, ready).await.map_err(|error| failed(&error))
     });
@@ -239,6 +271,9 @@ fn failed(error: &RunError) -> Failure {
     let next = match error {
         RunError::Config(_) => {
             return failure::config("the node did not start", error.to_string(), "quorate broker --print-config");
+        }
+        RunError::Listen { key: "network.http_listen", .. } => {
+            "stop what uses the port, or choose another with --http-listen (\"\" switches it off)"
         }
         RunError::Listen { .. } => "stop what uses the port, or choose another with --listen",
         RunError::Start(StartError::Config(_)) => {
@@ -281,6 +316,7 @@ mod tests {
             listen: Some("127.0.0.1:0".to_owned()),
             advertise: None,
             peer_listen: Some("127.0.0.1:2".to_owned()),
+            http_listen: Some(String::new()),
             name_servers: Some("127.0.0.1:1".to_owned()),
             insecure: true,
             bootstrap: true,

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     bench::BenchCommand, broker::BrokerArgs, cluster::ClusterCommand, dev::DevCommand, group::GroupCommand,
-    message::MessageCommand, namesrv::NamesrvArgs, output::Format, topic::TopicCommand,
+    health::HealthArgs, message::MessageCommand, namesrv::NamesrvArgs, output::Format, topic::TopicCommand,
 };
 
 /// A message broker that speaks RocketMQ 5's protocol and keeps everything in one Raft log per broker group.
@@ -31,6 +31,8 @@ pub enum Command {
     Broker(BrokerArgs),
     /// Run a name server alone
     Namesrv(NamesrvArgs),
+    /// Ask a node how it is: live, ready, safe to stop
+    Health(HealthArgs),
     /// Run a three-node group on this machine: load, SIGKILL of the leader, verdict
     Dev(DevCommand),
     /// Create, list, describe and delete topics

@@ -120,6 +120,7 @@ struct Node<'a> {
 struct Network<'a> {
     client_listen: &'a str,
     peer_listen: &'a str,
+    http_listen: &'a str,
     name_servers: Vec<&'a str>,
 }
 
@@ -139,7 +140,12 @@ impl<'a> NodeFile<'a> {
         let name_servers = group.nodes.iter().map(|node| node.name_server.as_str()).collect();
         Self {
             node: Node { cluster: "dev", number: node.number, peers },
-            network: Network { client_listen: &node.client, peer_listen: &node.peer, name_servers },
+            network: Network {
+                client_listen: &node.client,
+                peer_listen: &node.peer,
+                http_listen: &node.http,
+                name_servers,
+            },
             storage: Storage { data_dir: &node.folder },
             name_server: NameServer { listen: &node.name_server },
         }
@@ -230,6 +236,7 @@ mod tests {
             client: format!("127.0.0.1:1{number}"),
             peer: format!("127.0.0.1:2{number}"),
             name_server: format!("127.0.0.1:3{number}"),
+            http: format!("127.0.0.1:4{number}"),
         };
         let group = GroupPlan { folder: folder.path().to_owned(), nodes: vec![node(1), node(2), node(3)] };
         let arguments = command_line(&group, &group.nodes[1]).unwrap();
@@ -240,6 +247,7 @@ mod tests {
         let peers: Vec<_> = file["node"]["peers"].as_array().unwrap().iter().filter_map(toml::Value::as_str).collect();
         assert_eq!(peers, ["1@127.0.0.1:21", "2@127.0.0.1:22", "3@127.0.0.1:23"]);
         assert_eq!(file["network"]["client_listen"].as_str(), Some("127.0.0.1:12"));
+        assert_eq!(file["network"]["http_listen"].as_str(), Some("127.0.0.1:42"));
         assert_eq!(file["network"]["name_servers"].as_array().map(Vec::len), Some(3));
         assert_eq!(file["name_server"]["listen"].as_str(), Some("127.0.0.1:32"));
         assert!(file["storage"]["data_dir"].as_str().is_some_and(|folder| folder.ends_with("node-2")));

@@ -10,6 +10,7 @@ mod config;
 mod dev;
 mod failure;
 mod group;
+mod health;
 mod logging;
 mod message;
 mod namesrv;
@@ -50,6 +51,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
     match &cli.command {
         Command::Broker(args) => args.run(),
         Command::Namesrv(args) => on(2, args.run()),
+        Command::Health(args) => args.run(cli.output),
         Command::Dev(command) => on(2, command.run()),
         Command::Topic(command) => on(1, async {
             let failed = called(command.purpose());

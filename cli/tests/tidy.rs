@@ -69,7 +69,9 @@ const RANKS: [(&str, &[&[&str]]); 3] = [
         "broker",
         &[
             &["run"],
+            &["http"],
             &["service"],
+            &["health"],
             &["registrar"],
             &["leader", "applier"],
             &["replica"],

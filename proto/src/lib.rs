@@ -17,6 +17,12 @@ pub mod v2 {
     tonic::include_proto!("apache.rocketmq.v2");
 }
 
+/// gRPC's health checking protocol.
+#[allow(clippy::all, missing_docs, reason = "generated")]
+pub mod health {
+    tonic::include_proto!("grpc.health.v1");
+}
+
 /// The operators' service of a broker node.
 #[allow(clippy::all, missing_docs, reason = "generated")]
 pub mod admin {

@@ -26,8 +26,8 @@ pub mod types;
 pub use config::{ConfigError, FlushMode, GroupConfig, Member, WriterMode};
 pub use disk::{Disk, DiskFile, RealDisk, SimDisk};
 pub use group::{
-    CallError, CallHandler, Doors, Group, GroupStatus, LeaderView, MachineStart, MemberStatus, ProposeError, Role,
-    StartError,
+    CallError, CallHandler, Doors, Group, GroupHealth, GroupStatus, LeaderView, MachineStart, MemberStatus,
+    ProposeError, Role, StartError, VoterHealth,
 };
 pub use log::LogView;
 pub use machine::{CommittedEntry, ImagePoint, MachineError, StateMachine};

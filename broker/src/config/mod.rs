@@ -94,6 +94,9 @@ pub struct NetworkConfig {
     pub client_advertise: Option<String>,
     /// Listener of the other nodes. Default `127.0.0.1:9870`. Never expose it to clients.
     pub peer_listen: String,
+    /// Listener of health checks and metrics (HTTP). Default `127.0.0.1:9872`; port 0 takes a free one, an empty text switches it off. It
+    /// answers everyone who reaches it and changes nothing; topic and group names are to be seen.
+    pub http_listen: String,
     /// Name servers that this node registers with, each of them. Default none.
     pub name_servers: Vec<String>,
     /// Allow listeners beyond loopback although nothing is encrypted or authenticated. Default false. True lets everyone who
@@ -231,6 +234,7 @@ impl Default for NetworkConfig {
             client_listen: "127.0.0.1:8081".into(),
             client_advertise: None,
             peer_listen: "127.0.0.1:9870".into(),
+            http_listen: "127.0.0.1:9872".into(),
             name_servers: Vec::new(),
             insecure: false,
         }
@@ -401,9 +405,14 @@ impl BrokerConfig {
 
     fn check_network(&self) -> Result<(), ConfigError> {
         let network = &self.network;
-        for (key, address) in
-            [("network.client_listen", &network.client_listen), ("network.peer_listen", &network.peer_listen)]
-        {
+        for (key, address) in [
+            ("network.client_listen", &network.client_listen),
+            ("network.peer_listen", &network.peer_listen),
+            ("network.http_listen", &network.http_listen),
+        ] {
+            if key == "network.http_listen" && address.is_empty() {
+                continue;
+            }
             let (host, _) = split_address(address).ok_or_else(|| not_an_address(key, address))?;
             check(network.insecure || is_loopback(host), key, || {
                 format!(
@@ -599,6 +608,11 @@ mod tests {
         config.network.insecure = true;
         assert_eq!(config.validate(), Ok(()));
         assert!(problem(|c| c.network.peer_listen = "0.0.0.0:9870".into()).contains("peer_listen"));
+        assert!(problem(|c| c.network.http_listen = "0.0.0.0:9872".into()).contains("http_listen"));
+        assert!(problem(|c| c.network.http_listen = "9872".into()).contains("not an address"));
+        let mut silent = BrokerConfig::default();
+        silent.network.http_listen = String::new();
+        assert_eq!(silent.validate(), Ok(()));
     }
 
     #[test]

@@ -194,9 +194,13 @@ impl NameServer {
     /// is nothing to register any more or the publisher ends.
     async fn keep_registered(mut self, mut requests: watch::Receiver<Option<RegisterRequest>>) {
         let (mut reachable, mut registered) = (true, false);
+        let metrics = self.metrics.clone();
+        // Counts this name server as long as it has the latest registration.
+        let mut held = None;
         while requests.changed().await.is_ok() {
             let request = requests.borrow_and_update().clone();
             let Some(request) = request else {
+                held = None;
                 if std::mem::take(&mut registered) {
                     self.say_goodbye().await;
                 }
@@ -212,7 +216,9 @@ impl NameServer {
             }
             reachable = problem.is_none();
             registered |= reachable;
+            held = held.filter(|_| reachable).or_else(|| reachable.then(|| metrics.registered.hold()));
         }
+        drop(held);
         if registered && reachable {
             self.say_goodbye().await;
         }

@@ -21,6 +21,7 @@ use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use quorate_proto::{
     admin::broker_admin_server::BrokerAdminServer,
+    health::health_server::HealthServer,
     v2::{admin_server::AdminServer, messaging_service_server::MessagingServiceServer},
 };
 use tonic::{Status, body::Body};
@@ -29,6 +30,7 @@ use tower::Service as TowerService;
 use super::{
     Service,
     admin::{Operators, ProtocolAdmin},
+    health::Readiness,
     messaging::Messaging,
 };
 
@@ -39,6 +41,7 @@ const TELEMETRY_BYTES: usize = 64 << 10;
 
 const MESSAGING: &str = "/apache.rocketmq.v2.MessagingService/";
 const PROTOCOL_ADMIN: &str = "/apache.rocketmq.v2.Admin/";
+const HEALTH: &str = "/grpc.health.v1.Health/";
 const OPERATORS: &str = "/quorate.admin.BrokerAdmin/";
 
 /// Routes requests to services. Cheap to clone, one per connection.
@@ -49,6 +52,7 @@ pub(crate) struct Gate {
     telemetry: MessagingServiceServer<Messaging>,
     operators: BrokerAdminServer<Operators>,
     protocol_admin: AdminServer<ProtocolAdmin>,
+    health: HealthServer<Readiness>,
     inbound: Arc<Inbound>,
 }
 
@@ -71,6 +75,7 @@ impl Gate {
             sends: messaging.clone().max_decoding_message_size(large),
             telemetry: messaging.clone().max_decoding_message_size(TELEMETRY_BYTES),
             messaging: messaging.max_decoding_message_size(SMALL_REQUEST_BYTES),
+            health: HealthServer::new(Readiness(service.clone())).max_decoding_message_size(TELEMETRY_BYTES),
             operators: BrokerAdminServer::new(Operators(service)).max_decoding_message_size(SMALL_REQUEST_BYTES),
             protocol_admin: AdminServer::new(ProtocolAdmin).max_decoding_message_size(SMALL_REQUEST_BYTES),
             inbound: Arc::new(inbound),
@@ -103,6 +108,9 @@ impl TowerService<Request<Body>> for Gate {
         }
         if path.starts_with(PROTOCOL_ADMIN) {
             return self.inbound.clone().admit(request, &mut self.protocol_admin);
+        }
+        if path.starts_with(HEALTH) {
+            return self.health.call(request);
         }
         let status = Status::unimplemented(format!("there is no {path} here"));
         Box::pin(std::future::ready(Ok(status.into_http())))

@@ -12,6 +12,7 @@ mod admin;
 mod client;
 pub(crate) mod forward;
 mod gate;
+mod health;
 mod messaging;
 pub(crate) mod node;
 mod receive;
@@ -36,7 +37,9 @@ use self::{
     forward::{Dispatch, Until},
     renew::Renewals,
 };
-use crate::{config::BrokerConfig, metrics::Metrics, registrar::Live, replica::Shared, session::Sessions};
+use crate::{
+    config::BrokerConfig, health::Health, metrics::Metrics, registrar::Live, replica::Shared, session::Sessions,
+};
 
 /// What the handlers of one node share.
 pub(crate) struct Service {
@@ -58,6 +61,8 @@ pub(crate) struct Service {
     pub clock: Arc<dyn Clock>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Whether this node is ready.
+    pub health: Arc<Health>,
     /// What this node reports about itself.
     pub reporter: node::Reporter,
     /// Cancelled when the client listener closes: long polls and Telemetry streams end.

@@ -35,6 +35,8 @@ pub struct NodePlan {
     pub client: String,
     pub peer: String,
     pub name_server: String,
+    /// Health checks and metrics.
+    pub http: String,
 }
 
 /// The group.
@@ -50,6 +52,7 @@ struct Ports {
     client: u16,
     peer: u16,
     name_server: u16,
+    http: u16,
 }
 
 impl GroupPlan {
@@ -75,6 +78,7 @@ impl GroupPlan {
             client: loopback(ports.client),
             peer: loopback(ports.peer),
             name_server: loopback(ports.name_server),
+            http: loopback(ports.http),
         };
         let nodes = (1..).zip(&ports).map(node).collect();
         Ok((Self { folder, nodes }, temporary))
@@ -125,8 +129,9 @@ fn choose_ports(folder: &Path, first: Option<u16>) -> Result<Vec<Ports>, DevErro
             }
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let free = free_ports(3 * NODES as usize).map_err(failed("finding free ports for"))?;
-            free.chunks_exact(3).map(|p| Ports { client: p[0], peer: p[1], name_server: p[2] }).collect()
+            let free = free_ports(4 * NODES as usize).map_err(failed("finding free ports for"))?;
+            let ports = |p: &[u16]| Ports { client: p[0], peer: p[1], name_server: p[2], http: p[3] };
+            free.chunks_exact(4).map(ports).collect()
         }
         Err(source) => return Err(failed("reading")(source)),
     };
@@ -135,7 +140,7 @@ fn choose_ports(folder: &Path, first: Option<u16>) -> Result<Vec<Ports>, DevErro
             ports.client = port;
         }
     }
-    for port in ports.iter().flat_map(|ports| [ports.client, ports.peer, ports.name_server]) {
+    for port in ports.iter().flat_map(|ports| [ports.client, ports.peer, ports.name_server, ports.http]) {
         check_free(port).map_err(|source| DevError::Io { what: "a listener of the group".to_owned(), source })?;
     }
     let text = serde_json::to_vec(&ports).map_err(|error| failed("writing")(error.into()))?;

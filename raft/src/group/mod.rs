@@ -46,6 +46,7 @@ use crate::{
 mod birth;
 mod floor;
 mod gate;
+mod health;
 mod members;
 mod propose;
 mod service;
@@ -55,6 +56,7 @@ mod transfer;
 mod watcher;
 
 use gate::Gate;
+pub use health::{GroupHealth, VoterHealth};
 
 /// The doors of a node: everything it touches outside itself.
 #[derive(Clone)]
@@ -361,6 +363,11 @@ impl<M: StateMachine> Group<M> {
     /// The state of this node now.
     pub fn status(&self) -> GroupStatus {
         status::status(&self.inner)
+    }
+
+    /// How sound this node and its group are, as this node sees it now.
+    pub fn health(&self) -> GroupHealth {
+        health::health(&self.inner)
     }
 
     /// Reader of committed bytes.

@@ -1,0 +1,128 @@
+//! Processes of the binary, as the tests of the command line start them.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::{
+    io::{BufRead, BufReader, Lines},
+    net::TcpListener,
+    path::Path,
+    process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Longest wait for anything; reached only when a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub fn quorate(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("QUORATE_")) {
+        command.env_remove(name);
+    }
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+pub fn run(args: &[&str]) -> Output {
+    quorate(args).output().expect("the binary runs")
+}
+
+/// Exit code, standard output, standard error.
+pub fn said(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+/// Runs a command until it ends well: a node of a new group needs a moment to lead.
+pub fn run_until_fine(args: &[&str]) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let output = run(args);
+        if output.status.success() {
+            return said(&output).1;
+        }
+        assert!(Instant::now() < deadline, "{:?}", said(&output));
+    }
+}
+
+/// A role that runs; killed if a test gives up on it.
+pub struct Role {
+    child: Child,
+    lines: Option<Lines<BufReader<ChildStderr>>>,
+}
+
+impl Role {
+    pub fn start(args: &[&str]) -> Self {
+        let mut child = quorate(args).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("the binary starts");
+        let lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+        Self { child, lines: Some(lines) }
+    }
+
+    /// What stands behind `name=` in the line that says it is ready.
+    pub fn ready(&mut self, name: &str) -> String {
+        let lines = self.lines.as_mut().expect("it is not stopped yet");
+        let found = lines.map_while(Result::ok).find_map(|line| {
+            let ready = line.strip_prefix("ready ")?;
+            let value = ready.split(' ').find_map(|part| part.strip_prefix(name)?.strip_prefix('='))?;
+            Some(value.to_owned())
+        });
+        found.expect("it says when it is ready")
+    }
+
+    /// SIGTERM, as an orchestrator sends it.
+    pub fn stop(mut self) -> ExitStatus {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("it is our child and not reaped");
+        // Read on, so that it never waits for us.
+        let lines = self.lines.take().expect("it is stopped once");
+        let reader = std::thread::spawn(move || lines.map_while(Result::ok).count());
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("it is our child") {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "it does not stop");
+            std::thread::park_timeout(Duration::from_millis(10));
+        };
+        reader.join().expect("reading does not fail");
+        status
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The command line of a node on free ports.
+pub fn broker<'a>(data: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+    let data = data.to_str().expect("a plain path");
+    let mut args = vec![
+        "broker",
+        "--data",
+        data,
+        "--listen",
+        "127.0.0.1:0",
+        "--peer-listen",
+        "127.0.0.1:0",
+        "--http-listen",
+        "127.0.0.1:0",
+    ];
+    args.extend(more);
+    args
+}
+
+/// A config file whose name server takes a free port.
+pub fn config(dir: &Path, more: &str) -> String {
+    let path = dir.join("broker.toml");
+    std::fs::write(&path, format!("[name_server]\nlisten = \"127.0.0.1:0\"\n{more}")).expect("written");
+    path.to_str().expect("a plain path").to_owned()
+}
+
+/// Ports that were free a moment ago.
+pub fn free_ports(count: usize) -> Vec<u16> {
+    let sockets: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+    sockets.iter().map(|socket| socket.local_addr().expect("bound").port()).collect()
+}
