@@ -25,4 +25,5 @@ pub mod store;
 pub mod waiters;
 
 pub use config::{BrokerConfig, ConfigError};
-pub use run::{Bound, Doors, RunError, run};
+pub use http::scrape::Beside;
+pub use run::{Bound, Doors, RunError, run, run_beside};

@@ -1,27 +1,25 @@
-//! Every metric of this crate: its name, its help, its value. Names that RocketMQ 5 has are RocketMQ's.
+//! Every metric of this crate: its name, its kind, its labels, its help, and what is counted as it happens.
 //!
-//! Counters are bare atomics, so that counting costs nothing worth measuring. Whoever exports them reads [`Metrics::read`].
+//! Names that RocketMQ 5 has are RocketMQ's, with its labels where they make sense here; all others are `quorate_broker_…`. Counting is a few
+//! atomic additions and takes no lock. What can be read off the node's state is not counted but looked at by [`crate::http`] when somebody asks.
+//! Labels come from closed sets, or are topics and consumer groups of which a fixed number is told apart ([`traffic`]); never clients.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+pub mod traffic;
 
-/// A number that only grows.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
+use std::sync::atomic::{AtomicI64, Ordering};
 
-impl Counter {
-    pub(crate) fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
+use quorate_raft::declare_metrics;
+pub use quorate_raft::metrics::{Counter, Family, Histogram, Kind, Metric, Sample, Spread, Value};
 
-    /// The count since start.
-    pub fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+use self::traffic::Traffic;
 
 /// A number that goes up and down.
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicI64);
+
+/// Adds one as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Lifetime<'a>(&'a Gauge);
 
 impl Gauge {
     pub(crate) fn add(&self, change: i64) {
@@ -36,13 +34,7 @@ impl Gauge {
     pub fn value(&self) -> i64 {
         self.0.load(Ordering::Relaxed)
     }
-}
 
-/// Adds one as long as it lives.
-#[derive(Debug)]
-pub(crate) struct Lifetime<'a>(&'a Gauge);
-
-impl Gauge {
     pub(crate) fn hold(&self) -> Lifetime<'_> {
         self.add(1);
         Lifetime(self)
@@ -55,43 +47,35 @@ impl Drop for Lifetime<'_> {
     }
 }
 
-/// Name, help and value of a metric.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reading {
-    /// Exported name.
-    pub name: &'static str,
-    /// One line of help.
-    pub help: &'static str,
-    /// Its value.
-    pub value: i64,
-}
-
+/// Counters and gauges without labels: each declared once, as a field with its name.
 macro_rules! metrics {
     ($($(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal,)*) => {
         /// What this node has counted since it started.
         #[derive(Debug, Default)]
         pub struct Metrics {
             $($(#[doc = $help])+ pub $field: $kind,)*
+            /// What is told apart by labels or spread over buckets.
+            pub(crate) detail: Detail,
         }
 
+        /// The counters and gauges without labels.
+        static PLAIN: &[Metric] = &[$(Metric {
+            name: $name,
+            kind: Kind::$kind,
+            labels: &[],
+            help: concat!($($help),+).trim_ascii(),
+        },)*];
+
         impl Metrics {
-            /// Every metric, in a fixed order.
-            pub fn read(&self) -> Vec<Reading> {
-                vec![$(Reading {
-                    name: $name,
-                    help: concat!($($help),+).trim_ascii(),
-                    value: i64::try_from(self.$field.value()).unwrap_or(i64::MAX),
-                },)*]
+            fn plain(&self) -> impl Iterator<Item = Family> {
+                let values = [$(self.$field.value() as f64,)*];
+                PLAIN.iter().zip(values).map(|(metric, value)| metric.is(value))
             }
         }
     };
 }
 
 metrics! {
-    /// Messages that clients sent and this node answered OK.
-    messages_in: Counter = "rocketmq_messages_in_total",
-    /// Messages that this node handed out to clients.
-    messages_out: Counter = "rocketmq_messages_out_total",
     /// Log entries proposed by this node.
     batches: Counter = "quorate_broker_batches_total",
     /// Commands in them.
@@ -128,20 +112,258 @@ metrics! {
     rotten: Counter = "quorate_broker_messages_rotten_total",
 }
 
+declare_metrics! {
+    /// Commands in one log entry proposed by this node.
+    BATCH_COMMANDS = Histogram "quorate_broker_batch_commands" [];
+    /// Bytes of commands in one log entry proposed by this node.
+    BATCH_BYTES = Histogram "quorate_broker_batch_bytes" [];
+    /// Calls that this node answered, by what came of them.
+    CALLS = Counter "quorate_broker_calls_total" ["method", "outcome"];
+    /// Milliseconds from the request's headers to the answer; a receive's include its wait for messages.
+    RPC_LATENCY = Histogram "rocketmq_rpc_latency" ["protocol_type", "request_code"];
+    /// Messages that clients sent and this node answered OK.
+    MESSAGES_IN = Counter "rocketmq_messages_in_total" ["topic", "message_type"];
+    /// Bytes of their bodies.
+    THROUGHPUT_IN = Counter "rocketmq_throughput_in_total" ["topic", "message_type"];
+    /// Bytes of the body of one message that was sent.
+    MESSAGE_SIZE = Histogram "rocketmq_message_size" [];
+    /// Messages that this node handed out to clients.
+    MESSAGES_OUT = Counter "rocketmq_messages_out_total" ["topic", "consumer_group"];
+    /// Bytes of their bodies.
+    THROUGHPUT_OUT = Counter "rocketmq_throughput_out_total" ["topic", "consumer_group"];
+    /// Messages that the group has not acknowledged; told by the leader only.
+    CONSUMER_LAG = Gauge "rocketmq_consumer_lag_messages" ["topic", "consumer_group"];
+    /// Messages that the group could receive now; told by the leader only.
+    CONSUMER_READY = Gauge "rocketmq_consumer_ready_messages" ["topic", "consumer_group"];
+    /// Messages that consumers of the group hold and have not acknowledged; told by the leader only.
+    CONSUMER_INFLIGHT = Gauge "rocketmq_consumer_inflight_messages" ["topic", "consumer_group"];
+    /// Topics.
+    TOPICS = Gauge "rocketmq_topic_number" [];
+    /// Consumer groups.
+    GROUPS = Gauge "rocketmq_consumer_group_number" [];
+    /// Bytes of the log that are kept.
+    STORAGE_SIZE = Gauge "rocketmq_storage_size" [];
+    /// Bytes at the end of the log that are not on stable storage yet.
+    FLUSH_BEHIND = Gauge "rocketmq_storage_flush_behind_bytes" [];
+    /// Sends that the window of repeats remembers.
+    DEDUP_ENTRIES = Gauge "quorate_broker_dedup_entries" [];
+    /// Memory of the window of repeats, about.
+    DEDUP_BYTES = Gauge "quorate_broker_dedup_bytes" [];
+    /// Age of the oldest send that the window of repeats remembers.
+    DEDUP_SECONDS = Gauge "quorate_broker_dedup_window_seconds" [];
+    /// Sends answered with the first result because they were repeats, since the group was born.
+    DEDUP_REPEATS = Gauge "quorate_broker_dedup_repeats" [];
+    /// Sends whose ids were known with another body and that were stored as new messages, since the group was born.
+    DEDUP_COLLISIONS = Gauge "quorate_broker_dedup_collisions" [];
+    /// Free bytes of the file system that holds the data directory.
+    DISK_FREE = Gauge "quorate_broker_disk_free_bytes" [];
+    /// Used bytes of that file system.
+    DISK_USED = Gauge "quorate_broker_disk_used_bytes" [];
+    /// Memory of this process that is in RAM.
+    RESIDENT = Gauge "quorate_broker_resident_bytes" [];
+    /// CPU time of this process.
+    CPU_SECONDS = Counter "quorate_broker_cpu_seconds_total" [];
+    /// Files and sockets that this process has open.
+    OPEN_FILES = Gauge "quorate_broker_open_files" [];
+    /// Seconds since this node started.
+    UPTIME = Gauge "quorate_broker_uptime_seconds" [];
+    /// 1 for the check that holds.
+    HEALTH = Gauge "quorate_broker_health" ["check"];
+    /// 1, with the version of this program.
+    BUILD_INFO = Gauge "quorate_broker_build_info" ["version"];
+}
+
+/// Every metric of this crate.
+pub fn all() -> impl Iterator<Item = &'static Metric> {
+    PLAIN.iter().chain(ALL.iter().copied())
+}
+
+/// What came of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Done.
+    Ok = 0,
+    /// A receive that found nothing.
+    Empty = 1,
+    /// Some messages of a send were stored and some were not.
+    Partly = 2,
+    /// A deterministic no.
+    Refused = 3,
+    /// Nobody led in time; certainly no effect.
+    NotNow = 4,
+    /// Too much under way; certainly no effect.
+    Overloaded = 5,
+    /// It may or may not have taken effect.
+    Unknown = 6,
+}
+
+impl Outcome {
+    const ALL: [(Self, &str); 7] = [
+        (Self::Ok, "ok"),
+        (Self::Empty, "empty"),
+        (Self::Partly, "partly"),
+        (Self::Refused, "refused"),
+        (Self::NotNow, "not_now"),
+        (Self::Overloaded, "overloaded"),
+        (Self::Unknown, "unknown"),
+    ];
+
+    /// By the code that the client is told.
+    pub fn of(code: i32) -> Self {
+        match code {
+            20000 => Self::Ok,
+            30000 => Self::Partly,
+            40401 => Self::Empty,
+            42900 => Self::Overloaded,
+            50002 => Self::NotNow,
+            50402 => Self::Unknown,
+            _ => Self::Refused,
+        }
+    }
+}
+
+/// Counts of a method's calls by outcome.
+#[derive(Debug, Default)]
+pub(crate) struct Outcomes([Counter; Outcome::ALL.len()]);
+
+impl Outcomes {
+    pub fn count(&self, outcome: Outcome) {
+        self.0[outcome as usize].add(1);
+    }
+
+    /// Labels and counts.
+    fn read(&self, method: &str) -> impl Iterator<Item = (Vec<String>, f64)> {
+        let value = |(outcome, name): (Outcome, &str)| {
+            (vec![method.to_owned(), name.to_owned()], self.0[outcome as usize].value() as f64)
+        };
+        Outcome::ALL.map(value).into_iter()
+    }
+}
+
+/// Methods whose latency is told apart; the last stands for all others.
+const METHODS: [&str; 16] = [
+    "QueryRoute",
+    "Heartbeat",
+    "SendMessage",
+    "QueryAssignment",
+    "ReceiveMessage",
+    "AckMessage",
+    "ForwardMessageToDeadLetterQueue",
+    "UpdateOffset",
+    "GetOffset",
+    "QueryOffset",
+    "EndTransaction",
+    "NotifyClientTermination",
+    "ChangeInvisibleDuration",
+    "RecallMessage",
+    "SyncLiteSubscription",
+    "other",
+];
+/// Latencies: from a read to a held call.
+const LATENCY_US: [u64; 14] = [
+    500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 3_000_000, 10_000_000,
+    30_000_000,
+];
+const COMMAND_COUNTS: [u64; 10] = [1, 2, 4, 8, 16, 32, 64, 256, 1024, 4096];
+const SIZES: [u64; 10] = [256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20, 4 << 20];
+
+/// Latencies by method.
+#[derive(Debug)]
+pub(crate) struct Latencies([Histogram; METHODS.len()]);
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Histogram::of_millis(&LATENCY_US)))
+    }
+}
+
+impl Latencies {
+    /// Where a method stands.
+    pub fn place(method: &str) -> usize {
+        METHODS.iter().position(|known| *known == method).unwrap_or(METHODS.len() - 1)
+    }
+
+    /// The latencies of the method that stands there.
+    pub fn at(&self, place: usize) -> &Histogram {
+        &self.0[place]
+    }
+}
+
+/// What is told apart by labels or spread over buckets.
+#[derive(Debug)]
+pub(crate) struct Detail {
+    pub batch_commands: Histogram,
+    pub batch_bytes: Histogram,
+    pub sends: Outcomes,
+    pub receives: Outcomes,
+    pub latencies: Latencies,
+    pub message_size: Histogram,
+    pub traffic: Traffic,
+}
+
+impl Default for Detail {
+    fn default() -> Self {
+        Self {
+            batch_commands: Histogram::of(&COMMAND_COUNTS),
+            batch_bytes: Histogram::of(&SIZES),
+            sends: Outcomes::default(),
+            receives: Outcomes::default(),
+            latencies: Latencies::default(),
+            message_size: Histogram::of(&SIZES),
+            traffic: Traffic::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Everything that is counted, in a fixed order.
+    pub fn read(&self) -> Vec<Family> {
+        let detail = &self.detail;
+        let latencies = METHODS.iter().zip(&detail.latencies.0).map(|(method, histogram)| Sample {
+            labels: vec!["grpc".to_owned(), (*method).to_owned()],
+            value: Value::Spread(histogram.read()),
+        });
+        let calls = detail.sends.read("SendMessage").chain(detail.receives.read("ReceiveMessage"));
+        let spread = [
+            BATCH_COMMANDS.spreads(&detail.batch_commands),
+            BATCH_BYTES.spreads(&detail.batch_bytes),
+            CALLS.each(calls),
+            Family { metric: RPC_LATENCY, samples: latencies.collect() },
+            MESSAGE_SIZE.spreads(&detail.message_size),
+        ];
+        self.plain().chain(spread).chain(detail.traffic.read()).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_metric_has_a_name_of_its_own_and_help() {
-        let metrics = Metrics::default();
-        metrics.batches.add(3);
-        let readings = metrics.read();
-        let mut names: Vec<_> = readings.iter().map(|reading| reading.name).collect();
+    fn every_metric_has_a_name_of_its_own_and_a_line_of_help() {
+        let mut names: Vec<_> = all().map(|metric| metric.name).collect();
         names.sort_unstable();
+        let count = names.len();
         names.dedup();
-        assert_eq!(names.len(), readings.len());
-        assert!(readings.iter().all(|reading| reading.help.ends_with('.')));
-        assert!(readings.iter().any(|reading| reading.name.contains("batches") && reading.value == 3));
+        assert_eq!(names.len(), count);
+        for metric in all().chain(quorate_raft::metrics::ALL.iter().copied()) {
+            assert!(metric.help.ends_with('.') && !metric.help.contains('\n'), "{metric:?}");
+            let is_total = metric.name.ends_with("_total");
+            assert_eq!(is_total, metric.kind == Kind::Counter, "{}", metric.name);
+            assert!(
+                ["rocketmq_", "quorate_broker_", "quorate_raft_"].iter().any(|start| metric.name.starts_with(start))
+            );
+        }
+    }
+
+    #[test]
+    fn every_outcome_stands_in_its_place() {
+        for (at, (outcome, _)) in Outcome::ALL.into_iter().enumerate() {
+            assert_eq!(outcome as usize, at);
+        }
+        assert_eq!(
+            [20000, 40401, 50402, 40402].map(Outcome::of),
+            [Outcome::Ok, Outcome::Empty, Outcome::Unknown, Outcome::Refused]
+        );
     }
 }

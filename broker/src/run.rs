@@ -8,7 +8,7 @@ use std::{
     future::Future,
     io,
     net::IpAddr,
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -25,7 +25,10 @@ use tracing::{info, warn};
 use crate::{
     config::{BrokerConfig, ConfigError, split_address},
     health::Health,
-    http::Pages,
+    http::{
+        Pages,
+        scrape::{Beside, Scrape},
+    },
     leader::{
         Leader, PeerClocks, RaftLog, TermClock,
         propose::{Proposer, ProposerTask},
@@ -122,8 +125,23 @@ pub async fn run(
     shutdown: CancellationToken,
     ready: impl FnOnce(Bound) + Send,
 ) -> Result<(), RunError> {
+    run_beside(config, doors, None, shutdown, ready).await
+}
+
+/// Runs a node whose `/metrics` also tells of what stands beside it in the process.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_beside(
+    config: BrokerConfig,
+    doors: Doors,
+    beside: Option<Beside>,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(Bound) + Send,
+) -> Result<(), RunError> {
     config.validate()?;
     let config = Arc::new(config);
+    let (started, scrape) = (tokio::time::Instant::now(), Arc::new(OnceLock::new()));
     let (gone, health) = (CancellationToken::new(), Arc::new(Health::new()));
     let mut tasks = Tasks::default();
     let http = listen(&doors, "network.http_listen", &config.network.http_listen).await?;
@@ -133,13 +151,24 @@ pub async fn run(
     // From here on the node can be asked how it is: opening a long log takes a while.
     tasks.spawn("pulse", health.clone().run(gone.clone()));
     if let Some(http) = http {
-        tasks.spawn("http server", Pages { health: health.clone() }.serve(http, gone.clone()));
+        let pages = Pages { health: health.clone(), scrape: scrape.clone() };
+        tasks.spawn("http server", pages.serve(http, gone.clone()));
     }
     let (node, proposer) = tokio::select! {
         opened = Node::open(config, &doors, listener.as_ref(), health) => opened?,
         // Nothing of it takes part in the group yet, so the log is left as a kill would leave it.
         () = shutdown.cancelled() => return Ok(()),
     };
+    let _ = scrape.set(Scrape {
+        group: node.group.clone(),
+        shared: node.shared.clone(),
+        metrics: node.service.metrics.clone(),
+        health: node.service.health.clone(),
+        config: node.service.config.clone(),
+        disk: doors.disk.clone(),
+        started,
+        beside,
+    });
     ready(Bound {
         client: listener.local_address(),
         advertised: node.service.address.clone(),

@@ -16,8 +16,9 @@ use std::{
 
 use clap::Args;
 use quorate_broker::{
-    Bound, Doors, RunError,
+    Beside, Bound, Doors, RunError,
     config::{BrokerConfig, ConfigError},
+    metrics::{Kind, Metric},
 };
 use quorate_namesrv::NamesrvConfig;
 use quorate_proto::{
@@ -149,11 +150,7 @@ impl BrokerArgs {
         layers.flag("--name-servers", "network.name_servers", self.name_servers.as_deref());
         layers.switch("--insecure", "network.insecure", self.insecure);
         layers.switch("--bootstrap", "node.bootstrap", self.bootstrap);
-        let log_format = self.log_format.map(|format| match format {
-            LogFormat::Text => "text",
-            LogFormat::Json => "json",
-        });
-        layers.flag("--log-format", "log.format", log_format);
+        layers.flag("--log-format", "log.format", self.log_format.map(LogFormat::name));
         layers.load()
     }
 }
@@ -216,13 +213,17 @@ async fn run(loaded: Loaded<BrokerFile>, raft_runtime: runtime::Handle) -> Resul
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let net = Arc::new(TcpNet);
     let mut parts: JoinSet<Result<(), Failure>> = JoinSet::new();
+    let mut beside = None;
     if name_server.enabled {
+        let metrics = Arc::new(quorate_namesrv::Metrics::default());
+        beside = Some(told_beside(metrics.clone()));
         let config = NamesrvConfig { listen: name_server.listen, cluster: Some(broker.node.cluster.clone()) };
         let doors = quorate_namesrv::Doors { net: net.clone(), clock: clock.clone() };
         let (ready, bound) = oneshot::channel();
         let stop = shutdown.clone();
         parts.spawn(async move {
-            let ended = quorate_namesrv::run(config, doors, stop, |address| drop(ready.send(address))).await;
+            let ready = |address| drop(ready.send(address));
+            let ended = quorate_namesrv::run_counted(config, doors, metrics, stop, ready).await;
             ended.map_err(|error| crate::namesrv::failed(&error))
         });
         let Ok(address) = bound.await else {
@@ -249,9 +250,18 @@ async fn run(loaded: Loaded<BrokerFile>, raft_runtime: runtime::Handle) -> Resul
             let http = http.unwrap_or_else(|| "off".to_owned());
             note(format!("ready client={client} advertised={advertised} peer={peer} http={http}"))
         };
-        quorate_broker::run(broker, doors, stop, ready).await.map_err(|error| failed(&error))
+        quorate_broker::run_beside(broker, doors, beside, stop, ready).await.map_err(|error| failed(&error))
     });
     finish(parts, shutdown).await
+}
+
+/// The name server's counters, for the page of the node's metrics.
+fn told_beside(metrics: Arc<quorate_namesrv::Metrics>) -> Beside {
+    let family = |reading: quorate_namesrv::metrics::Reading| {
+        let metric = Metric { name: reading.name, kind: Kind::Counter, labels: &[], help: reading.help };
+        metric.is(reading.value as f64)
+    };
+    Arc::new(move || metrics.read().into_iter().map(family).collect())
 }
 
 /// Waits for all parts. The first that ends stops the others, and the first failure is the process's.

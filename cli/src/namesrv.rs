@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::{Layers, Loaded, read},
     failure::{self, Failure},
-    logging::{self, LogConfig},
+    logging::{self, LogConfig, LogFormat},
     output::note,
     stop::Stop,
 };
@@ -30,6 +30,9 @@ pub struct NamesrvArgs {
     /// Allow a listener beyond loopback although nothing is encrypted or authenticated (name_server.insecure)
     #[arg(long)]
     insecure: bool,
+    /// How log lines look (log.format)
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormat>,
     /// Print all settings with their origin as a TOML file, and do nothing else
     #[arg(long)]
     print_config: bool,
@@ -102,6 +105,7 @@ impl NamesrvArgs {
         layers.flag("--listen", "name_server.listen", self.listen.as_deref());
         layers.flag("--cluster", "name_server.cluster", self.cluster.as_deref());
         layers.switch("--insecure", "name_server.insecure", self.insecure);
+        layers.flag("--log-format", "log.format", self.log_format.map(LogFormat::name));
         layers.load()
     }
 }

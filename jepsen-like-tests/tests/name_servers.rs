@@ -81,6 +81,7 @@ impl Cluster {
             config.node.peers =
                 (1..).zip(&ports).map(|(n, port)| format!("{n}@127.0.0.1:{port}").parse().unwrap()).collect();
             config.network.client_listen = "127.0.0.1:0".into();
+            config.network.http_listen = String::new();
             config.network.peer_listen = format!("127.0.0.1:{}", ports[usize::from(number) - 1]);
             config.network.name_servers = name_servers.iter().map(|(address, _)| address.clone()).collect();
             config.storage.data_dir = directory.path().join(number.to_string());

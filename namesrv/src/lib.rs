@@ -13,9 +13,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod metrics;
 mod run;
 mod service;
 mod table;
 
-pub use run::{Doors, NamesrvConfig, RunError, run};
+pub use metrics::Metrics;
+pub use run::{Doors, NamesrvConfig, RunError, run, run_counted};
 pub use table::{Claim, GroupRoute, LEASE, NotClaimed, Table, Topic};

@@ -22,7 +22,7 @@ use tonic::{
 };
 use tracing::info;
 
-use crate::{service::NameService, table::Table};
+use crate::{metrics::Metrics, service::NameService, table::Table};
 
 /// Largest registration taken: some hundred thousand topics.
 const REQUEST_BYTES_MAX: usize = 16 << 20;
@@ -86,13 +86,27 @@ pub async fn run(
     shutdown: CancellationToken,
     ready: impl FnOnce(String) + Send,
 ) -> Result<(), RunError> {
+    run_counted(config, doors, Arc::default(), shutdown, ready).await
+}
+
+/// Serves as [`run`] does, and counts in `metrics`.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_counted(
+    config: NamesrvConfig,
+    doors: Doors,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(String) + Send,
+) -> Result<(), RunError> {
     let NamesrvConfig { listen, cluster } = config;
     let listener = match doors.net.listen(&listen).await {
         Ok(listener) => listener,
         Err(source) => return Err(RunError::Bind { address: listen, source }),
     };
     let address = listener.local_address();
-    let service = NameService::new(Table::new(cluster), doors.clock);
+    let service = NameService::new(Table::new(cluster), doors.clock, metrics);
     let server = Server::builder()
         .max_concurrent_streams(CALLS_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE))

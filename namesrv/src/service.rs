@@ -21,7 +21,10 @@ use tokio_stream::Once;
 use tonic::{Request, Response, Streaming};
 use tracing::{debug, info};
 
-use crate::table::{Claim, GroupRoute, NotClaimed, Table, Topic};
+use crate::{
+    metrics::Metrics,
+    table::{Claim, GroupRoute, NotClaimed, Table, Topic},
+};
 
 /// What a gRPC method returns. The error side is never used: every outcome is said inside the answer.
 type Answer<T> = Result<Response<T>, tonic::Status>;
@@ -31,11 +34,12 @@ type Answer<T> = Result<Response<T>, tonic::Status>;
 pub(crate) struct NameService {
     table: Arc<Mutex<Table>>,
     clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
 }
 
 impl NameService {
-    pub(crate) fn new(table: Table, clock: Arc<dyn Clock>) -> Self {
-        Self { table: Arc::new(Mutex::new(table)), clock }
+    pub(crate) fn new(table: Table, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
+        Self { table: Arc::new(Mutex::new(table)), clock, metrics }
     }
 
     /// The table and the time; held for a look-up or a change, never while waiting.
@@ -53,8 +57,12 @@ impl name_server_server::NameServer for NameService {
             table.register(claim, now).map_err(|refused| status(code_of(&refused), refused.to_string()))
         });
         let v2::Status { code, message } = match outcome {
-            Ok(()) => ok(),
+            Ok(()) => {
+                self.metrics.claims_taken.count();
+                ok()
+            }
             Err(status) => {
+                self.metrics.claims_refused.count();
                 debug!(code = status.code, reason = status.message, "claim refused");
                 status
             }
@@ -65,6 +73,7 @@ impl name_server_server::NameServer for NameService {
     async fn unregister(&self, request: Request<UnregisterRequest>) -> Answer<UnregisterResponse> {
         let UnregisterRequest { cluster, group, number } = request.into_inner();
         self.table().0.unregister(&cluster, &group, number);
+        self.metrics.goodbyes.count();
         info!(group, number, "node left");
         let v2::Status { code, message } = ok();
         Ok(Response::new(UnregisterResponse { code, message }))
@@ -171,8 +180,10 @@ impl messaging_service_server::MessagingService for NameService {
                 };
                 let message_queues = message_queues(&topic, routes);
                 let status = if message_queues.is_empty() {
+                    self.metrics.routes_unknown.count();
                     status(Code::TopicNotFound, format!("no broker group has registered topic {name}; create it first"))
                 } else {
+                    self.metrics.routes_told.count();
                     ok()
                 };
                 v2::QueryRouteResponse { status: Some(status), message_queues }

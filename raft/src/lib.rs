@@ -16,6 +16,7 @@ pub mod group;
 pub mod hard_state;
 pub mod log;
 pub mod machine;
+pub mod metrics;
 pub mod network;
 mod peer;
 mod runtime;

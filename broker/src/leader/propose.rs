@@ -174,6 +174,8 @@ impl ProposerTask {
         }
         self.metrics.batches.add(1);
         self.metrics.commands.add(commands.len() as u64);
+        self.metrics.detail.batch_commands.record(commands.len() as u64);
+        self.metrics.detail.batch_bytes.record(bytes as u64);
         let payload = Batch { now, commands }.encode();
         let waiting_bytes = self.waiting_bytes.clone();
         async move {

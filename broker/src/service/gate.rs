@@ -24,6 +24,7 @@ use quorate_proto::{
     health::health_server::HealthServer,
     v2::{admin_server::AdminServer, messaging_service_server::MessagingServiceServer},
 };
+use tokio::time::Instant;
 use tonic::{Status, body::Body};
 use tower::Service as TowerService;
 
@@ -33,6 +34,7 @@ use super::{
     health::Readiness,
     messaging::Messaging,
 };
+use crate::metrics::{Latencies, Metrics};
 
 /// Decode limit of everything that carries no message body: an ack of a thousand entries fits many times.
 const SMALL_REQUEST_BYTES: usize = 1 << 20;
@@ -97,10 +99,13 @@ impl TowerService<Request<Body>> for Gate {
     fn call(&mut self, request: Request<Body>) -> Answer {
         let path = request.uri().path();
         if let Some(method) = path.strip_prefix(MESSAGING) {
+            let timed = Timed::new(method, &self.inbound.service.metrics);
             return match method {
-                "SendMessage" => self.inbound.clone().admit(request, &mut self.sends),
+                "SendMessage" => timed.until(self.inbound.clone().admit(request, &mut self.sends)),
                 "Telemetry" => self.telemetry.call(request),
-                _ => self.inbound.clone().admit(request, &mut self.messaging),
+                // Their headers leave at once: what takes time is counted where the answer is made.
+                "ReceiveMessage" | "PullMessage" => self.inbound.clone().admit(request, &mut self.messaging),
+                _ => timed.until(self.inbound.clone().admit(request, &mut self.messaging)),
             };
         }
         if path.starts_with(OPERATORS) {
@@ -114,6 +119,28 @@ impl TowerService<Request<Body>> for Gate {
         }
         let status = Status::unimplemented(format!("there is no {path} here"));
         Box::pin(std::future::ready(Ok(status.into_http())))
+    }
+}
+
+/// Measures a call from here to its answer.
+struct Timed {
+    /// Where the method stands among the latencies.
+    method: usize,
+    began: Instant,
+    metrics: Arc<Metrics>,
+}
+
+impl Timed {
+    fn new(method: &str, metrics: &Arc<Metrics>) -> Self {
+        Self { method: Latencies::place(method), began: Instant::now(), metrics: metrics.clone() }
+    }
+
+    fn until(self, answer: Answer) -> Answer {
+        Box::pin(async move {
+            let answer = answer.await;
+            self.metrics.detail.latencies.at(self.method).record_time(self.began.elapsed());
+            answer
+        })
     }
 }
 

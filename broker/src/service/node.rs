@@ -80,7 +80,7 @@ impl Reporter {
 }
 
 /// User and system time of this process since its start.
-fn cpu_us() -> u64 {
+pub(crate) fn cpu_us() -> u64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     parse_cpu_ticks(&stat).unwrap_or(0) * TICK_US
 }
@@ -93,9 +93,15 @@ fn parse_cpu_ticks(stat: &str) -> Option<u64> {
     Some(user + system)
 }
 
-fn resident_bytes() -> u64 {
+/// Memory of this process that is in RAM.
+pub(crate) fn resident_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     parse_resident_kib(&status).unwrap_or(0) * 1024
+}
+
+/// Files and sockets that this process has open; 0 where the system does not say.
+pub(crate) fn open_files() -> usize {
+    fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
 fn parse_resident_kib(status: &str) -> Option<u64> {

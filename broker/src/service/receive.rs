@@ -22,7 +22,10 @@ use super::{
         validate,
     },
 };
-use crate::leader::calls;
+use crate::{
+    leader::calls,
+    metrics::{Latencies, Outcome},
+};
 
 /// A receive that has passed the door.
 struct Wish {
@@ -38,16 +41,28 @@ impl Service {
         client: Client,
         request: ReceiveMessageRequest,
     ) -> Vec<ReceiveMessageResponse> {
-        let (messages, now) = match self.try_receive(&client, request).await {
+        let began = Instant::now();
+        let received = self.try_receive(&client, request).await;
+        self.count_receive(began, &received);
+        let (messages, now) = match received {
             Ok(received) => received,
             Err(fault) => return vec![content(Content::Status(fault.into()))],
         };
-        self.metrics.messages_out.add(messages.len() as u64);
         let mut answer = Vec::with_capacity(messages.len() + 2);
         answer.push(content(Content::Status(if messages.is_empty() { none().into() } else { ok() })));
         answer.extend(messages.into_iter().map(|message| content(Content::Message(message))));
         answer.push(content(Content::DeliveryTimestamp(now.to_proto())));
         answer
+    }
+
+    /// Counts what came of a receive.
+    fn count_receive(&self, began: Instant, received: &Result<(Vec<Message>, Timestamp), Fault>) {
+        self.metrics.detail.latencies.at(Latencies::place("ReceiveMessage")).record_time(began.elapsed());
+        self.metrics.detail.receives.count(match received {
+            Ok((messages, _)) if messages.is_empty() => Outcome::Empty,
+            Ok(_) => Outcome::Ok,
+            Err(fault) => Outcome::of(fault.code as i32),
+        });
     }
 
     async fn try_receive(
@@ -57,7 +72,7 @@ impl Service {
     ) -> Result<(Vec<Message>, Timestamp), Fault> {
         let wish = self.check(client, request)?;
         let until = client.until_polled(Instant::now(), wish.wait, &self.config.limits);
-        let group = wish.call.group.clone();
+        let (topic, group) = (wish.call.topic.clone(), wish.call.group.clone());
         let received = tokio::select! {
             received = self.dispatch.call(wish.call, until) => received,
             () = async { self.closing().cancelled().await } => Err(Undone::NotNow),
@@ -72,7 +87,10 @@ impl Service {
             self.renewals.add(&client_id, &group, handles, self.clock.monotonic());
         }
         let deliveries = received.deliveries.into_iter();
-        let messages = deliveries.filter_map(|delivered| convert::to_message(delivered, &self.address)).collect();
+        let messages: Vec<Message> =
+            deliveries.filter_map(|delivered| convert::to_message(delivered, &self.address)).collect();
+        let bytes = messages.iter().map(|message| message.body.len() as u64).sum();
+        self.metrics.detail.traffic.received(&topic, &group, messages.len() as u64, bytes);
         Ok((messages, Timestamp(received.now_ms)))
     }
 

@@ -1,6 +1,6 @@
 //! SendMessage: one or many messages of one topic, stored together or not at all as far as checking goes.
 
-use quorate_proto::v2::{Message, SendMessageRequest, SendMessageResponse, SendResultEntry, Status};
+use quorate_proto::v2::{Message, MessageType, SendMessageRequest, SendMessageResponse, SendResultEntry, Status};
 
 use super::{
     Client, Service,
@@ -11,14 +11,22 @@ use super::{
         validate,
     },
 };
-use crate::leader::calls::{self, SentOne};
+use crate::{
+    leader::calls::{self, SentOne},
+    metrics::Outcome,
+};
 
 impl Service {
     /// Stores messages. The answer has as many entries as the request has messages, whatever happens.
     pub async fn send_message(&self, client: Client, request: SendMessageRequest) -> SendMessageResponse {
         let ids: Vec<String> = request.messages.iter().map(message_id).collect();
-        match self.try_send(client, request.messages).await {
-            Ok(results) => answer(ids, results, &self.metrics.messages_in),
+        let sizes: Vec<u64> = request.messages.iter().map(|message| message.body.len() as u64).collect();
+        let kind = message_type(&request.messages);
+        let answered = match self.try_send(client, request.messages).await {
+            Ok((topic, results)) => {
+                self.count_stored(&topic, kind, &sizes, &results);
+                answer(ids, results)
+            }
             Err(fault) => {
                 let status = Status::from(fault);
                 let entry = |message_id| SendResultEntry {
@@ -28,10 +36,26 @@ impl Service {
                 };
                 SendMessageResponse { entries: ids.into_iter().map(entry).collect(), status: Some(status) }
             }
-        }
+        };
+        let code = answered.status.as_ref().map_or(0, |status| status.code);
+        self.metrics.detail.sends.count(Outcome::of(code));
+        answered
     }
 
-    async fn try_send(&self, client: Client, messages: Vec<Message>) -> Result<Vec<SentOne>, Fault> {
+    /// Counts what was stored.
+    fn count_stored(&self, topic: &str, kind: &str, sizes: &[u64], results: &[SentOne]) {
+        let stored = sizes.iter().zip(results).filter(|(_, result)| result.no.is_none());
+        let (mut messages, mut bytes) = (0, 0);
+        for (size, _) in stored {
+            self.metrics.detail.message_size.record(*size);
+            messages += 1;
+            bytes += size;
+        }
+        self.metrics.detail.traffic.sent(topic, kind, messages, bytes);
+    }
+
+    /// The topic, and what became of each message.
+    async fn try_send(&self, client: Client, messages: Vec<Message>) -> Result<(String, Vec<SentOne>), Fault> {
         let limits = &self.config.limits;
         let client_id = client.id()?.to_owned();
         let first = validate::send(&messages, limits)?;
@@ -41,8 +65,8 @@ impl Service {
         }
         let messages = messages.into_iter().map(convert::to_record).collect::<Result<_, _>>()?;
         let until = self.until(&client);
-        let sent = self.dispatch.call(calls::Send { topic, client_id, messages }, until).await?;
-        Ok(sent.results)
+        let sent = self.dispatch.call(calls::Send { topic: topic.clone(), client_id, messages }, until).await?;
+        Ok((topic, sent.results))
     }
 }
 
@@ -50,7 +74,20 @@ fn message_id(message: &Message) -> String {
     message.system_properties.as_ref().map(|system| system.message_id.clone()).unwrap_or_default()
 }
 
-fn answer(ids: Vec<String>, results: Vec<SentOne>, stored: &crate::metrics::Counter) -> SendMessageResponse {
+/// RocketMQ's word for the kind of messages that a call brings; they are all of one kind.
+fn message_type(messages: &[Message]) -> &'static str {
+    let system = messages.first().and_then(|message| message.system_properties.as_ref());
+    match system.map_or(MessageType::Unspecified, |system| system.message_type()) {
+        MessageType::Fifo => "fifo",
+        MessageType::Delay => "delay",
+        MessageType::Transaction => "transaction",
+        MessageType::Lite => "lite",
+        MessageType::Priority => "priority",
+        MessageType::Unspecified | MessageType::Normal => "normal",
+    }
+}
+
+fn answer(ids: Vec<String>, results: Vec<SentOne>) -> SendMessageResponse {
     let entry = |(message_id, result): (String, SentOne)| match result.no {
         None => SendResultEntry {
             status: Some(ok()),
@@ -60,7 +97,6 @@ fn answer(ids: Vec<String>, results: Vec<SentOne>, stored: &crate::metrics::Coun
         },
         Some(no) => SendResultEntry { status: Some(from_no(no).into()), message_id, ..SendResultEntry::default() },
     };
-    stored.add(results.iter().filter(|result| result.no.is_none()).count() as u64);
     let entries: Vec<SendResultEntry> = ids.into_iter().zip(results).map(entry).collect();
     let status = summary(entries.iter().filter_map(|entry| entry.status.as_ref()));
     SendMessageResponse { status: Some(status), entries }
@@ -69,22 +105,20 @@ fn answer(ids: Vec<String>, results: Vec<SentOne>, stored: &crate::metrics::Coun
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{leader::calls::No, metrics::Counter};
+    use crate::leader::calls::No;
 
     #[test]
     fn every_message_has_its_entry_and_the_status_sums_them_up() {
         let stored = |offset| SentOne { queue: 1, offset, no: None };
         let refused = SentOne { no: Some(No { code: 40402, message: "gone".into() }), ..SentOne::default() };
-        let count = Counter::default();
-        let all = answer(vec!["a".into(), "b".into()], vec![stored(7), stored(8)], &count);
+        let all = answer(vec!["a".into(), "b".into()], vec![stored(7), stored(8)]);
         assert_eq!(all.status.expect("set").code, 20000);
         assert_eq!(
             all.entries.iter().map(|entry| (entry.message_id.as_str(), entry.offset)).collect::<Vec<_>>(),
             [("a", 7), ("b", 8)]
         );
-        let mixed = answer(vec!["a".into(), "b".into()], vec![stored(7), refused], &count);
+        let mixed = answer(vec!["a".into(), "b".into()], vec![stored(7), refused]);
         assert_eq!(mixed.status.expect("set").code, 30000);
         assert_eq!(mixed.entries[1].status.as_ref().expect("set").code, 40402);
-        assert_eq!(count.value(), 3);
     }
 }

@@ -3,8 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::{
-    io::{BufRead, BufReader, Lines},
-    net::TcpListener,
+    io::{BufRead, BufReader, Lines, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     path::Path,
     process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
@@ -61,13 +61,27 @@ impl Role {
 
     /// What stands behind `name=` in the line that says it is ready.
     pub fn ready(&mut self, name: &str) -> String {
+        let line = self.line("ready ");
+        let value = line.split(' ').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+        value.expect("it says where").to_owned()
+    }
+
+    /// Two of them.
+    pub fn ready_both(&mut self, first: &str, second: &str) -> (String, String) {
+        let line = self.line("ready ");
+        let value = |name: &str| line.split(' ').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+        (value(first).expect("it says where").to_owned(), value(second).expect("it says where").to_owned())
+    }
+
+    /// The next line it says that holds `part`.
+    pub fn line(&mut self, part: &str) -> String {
         let lines = self.lines.as_mut().expect("it is not stopped yet");
-        let found = lines.map_while(Result::ok).find_map(|line| {
-            let ready = line.strip_prefix("ready ")?;
-            let value = ready.split(' ').find_map(|part| part.strip_prefix(name)?.strip_prefix('='))?;
-            Some(value.to_owned())
-        });
-        found.expect("it says when it is ready")
+        lines.map_while(Result::ok).find(|line| line.contains(part)).expect("it says so")
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it is our child");
     }
 
     /// SIGTERM, as an orchestrator sends it.
@@ -119,6 +133,17 @@ pub fn config(dir: &Path, more: &str) -> String {
     let path = dir.join("broker.toml");
     std::fs::write(&path, format!("[name_server]\nlisten = \"127.0.0.1:0\"\n{more}")).expect("written");
     path.to_str().expect("a plain path").to_owned()
+}
+
+/// Status and body of a page.
+pub fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("HTTP");
+    (head[9..12].parse().expect("a status"), body.to_owned())
 }
 
 /// Ports that were free a moment ago.

@@ -35,6 +35,7 @@ use crate::{
         applier::{Applied, Applier},
         erased::erase,
     },
+    metrics::Family,
     network::{BoxFuture, Network},
     peer::{Peers, mux::CallFailure},
     runtime::Scope,
@@ -48,6 +49,7 @@ mod floor;
 mod gate;
 mod health;
 mod members;
+mod metrics;
 mod propose;
 mod service;
 mod start;
@@ -368,6 +370,11 @@ impl<M: StateMachine> Group<M> {
     /// How sound this node and its group are, as this node sees it now.
     pub fn health(&self) -> GroupHealth {
         health::health(&self.inner)
+    }
+
+    /// Every metric of this node's log and of its part in the group, as it stands now.
+    pub fn metrics(&self) -> Vec<Family> {
+        metrics::families(&self.inner)
     }
 
     /// Reader of committed bytes.

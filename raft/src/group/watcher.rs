@@ -11,6 +11,7 @@ use tokio::{
 
 use super::{Inner, LeaderView};
 use crate::{
+    metrics::Tenure,
     peer::{Peer, Peers},
     runtime::TokioInstant,
     types::{NodeId, Term},
@@ -29,8 +30,9 @@ pub(super) async fn watch_leader(
     let mut server = inner.raft.server_metrics();
     let mut data = inner.raft.data_metrics();
     let look = inner.config.election_timeout.0 / 2;
+    let mut tenure = Tenure::new(Instant::now());
     loop {
-        let (next, is_waiting, now_voters) = {
+        let (next, quorum_at, is_waiting, now_voters) = {
             let server = server.borrow_and_update();
             let (applied, quorum_at) = {
                 let data = data.borrow_and_update();
@@ -47,8 +49,17 @@ pub(super) async fn watch_leader(
             let has_applied = applied.is_some_and(|id| id.leader_id == server.vote.leader_id);
             let next = LeaderView { term, leader, serving: is_leader && has_applied, isolated: is_isolated(&inner) };
             let voters: Vec<NodeId> = server.membership_config.membership().voter_ids().collect();
-            (next, is_leader && !has_applied, voters)
+            (next, quorum_at.map(|at| at.elapsed()), is_leader && !has_applied, voters)
         };
+        let now = Instant::now();
+        let sign = next.leader.map(|leader| {
+            let at = match leader == inner.me {
+                true => quorum_at.and_then(|ago| now.checked_sub(ago)),
+                false => inner.peers.led_at(next.term, leader),
+            };
+            (leader, at.unwrap_or(now))
+        });
+        tenure.look(now, next.term, sign, inner.log.metrics());
         voters.send_if_modified(|known| {
             let is_new = *known != now_voters;
             *known = now_voters;

@@ -26,6 +26,7 @@ use crate::{
         tail::Tail,
         writer::{Pace, Writer},
     },
+    metrics::Metrics,
     types::{ImagePoint, LogId, LogIndex, NodeId, Position},
 };
 
@@ -69,6 +70,7 @@ pub(crate) struct Shared {
     pub node: NodeId,
     pub flush: FlushMode,
     pub syncs: AtomicU64,
+    pub metrics: Metrics,
     writer: Mutex<Option<Writer>>,
 }
 
@@ -138,6 +140,7 @@ impl Log {
             node: before.node,
             flush: config.flush,
             syncs: AtomicU64::new(0),
+            metrics: Metrics::default(),
             writer: Mutex::new(None),
         });
         let writer = Writer::open(shared.clone(), hard, end, last_index).map_err(OpenError::io(&file))?;
@@ -522,6 +525,11 @@ impl Log {
             newest(|payload| matches!(payload, Payload::Membership(_))),
             newest(|payload| matches!(payload, Payload::Floor(_))),
         )
+    }
+
+    /// What is counted as it happens.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
     }
 
     /// Reader of committed bytes.

@@ -201,6 +201,12 @@ impl Peers {
         led.is_some_and(|(led_term, leader, at)| led_term == term && leader == node && at.elapsed() <= age)
     }
 
+    /// When this leader has spoken as one last.
+    pub(crate) fn led_at(&self, term: Term, node: NodeId) -> Option<Instant> {
+        let led = *self.led.lock().unwrap_or_else(PoisonError::into_inner);
+        led.filter(|(led_term, leader, _)| *led_term == term && *leader == node).map(|(.., at)| at)
+    }
+
     fn compare(&self, card: &Card) {
         let mine = self.my_card();
         let (Some((id, chain)), Some((applied, _))) = (card.applied, mine.applied) else {

@@ -69,7 +69,9 @@ impl Flusher {
         let run = move || {
             while let Ok(Flush { file, upto, cuts }) = taken.recv() {
                 shared.syncs.fetch_add(1, Ordering::Relaxed);
+                let began = Instant::now();
                 let result = if cfg!(feature = "mutant-no-sync") { Ok(()) } else { file.sync() };
+                shared.metrics.sync_seconds.record_time(began.elapsed());
                 shared
                     .queue
                     .push(Work::Flushed { upto: upto.position, index: upto.index, cuts, result }, Box::new(|_| ()));

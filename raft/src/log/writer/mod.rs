@@ -209,6 +209,8 @@ impl Writer {
     async fn write(&mut self, run: &[Append], upto: Reached) -> io::Result<()> {
         let borders = self.shared.segments.borders;
         let count = run.iter().map(|append| append.pieces.len()).sum::<usize>();
+        self.shared.metrics.batch_entries.record(count as u64);
+        self.shared.metrics.batch_bytes.record(run.iter().map(|append| append.bytes).sum());
         let mut headers = BytesMut::with_capacity(count * HEADER_BYTES);
         let mut parts: Vec<Bytes> = Vec::with_capacity(count * 2);
         let (mut from, mut end) = (self.written.position, self.written.position);
@@ -309,6 +311,7 @@ impl Writer {
     }
 
     async fn sync_file(&self, file: &Arc<dyn DiskFile>) -> io::Result<()> {
+        let began = Instant::now();
         let delay = file.sync_delay();
         match self.pace {
             _ if delay.is_zero() => (),
@@ -319,7 +322,9 @@ impl Writer {
         if cfg!(feature = "mutant-no-sync") {
             return Ok(());
         }
-        file.sync()
+        let synced = file.sync();
+        self.shared.metrics.sync_seconds.record_time(began.elapsed());
+        synced
     }
 
     fn publish(&self) {

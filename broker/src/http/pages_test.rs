@@ -15,7 +15,7 @@ async fn start() -> (String, CancellationToken, JoinSet<()>) {
     let listener = TcpNet.listen("127.0.0.1:0").await.expect("a free port");
     let (address, stop) = (listener.local_address(), CancellationToken::new());
     let mut tasks = JoinSet::new();
-    tasks.spawn(Pages { health: Arc::new(Health::new()) }.serve(listener, stop.clone()));
+    tasks.spawn(Pages { health: Arc::new(Health::new()), scrape: Arc::default() }.serve(listener, stop.clone()));
     (address, stop, tasks)
 }
 
@@ -38,6 +38,7 @@ async fn pages_answer_with_code_kind_and_reason() {
     let ready = said(&address, &get("/health/ready?x=1")).await;
     assert!(ready.starts_with("HTTP/1.1 503 ") && ready.contains("reads its log"), "{ready}");
     assert!(said(&address, &get("/health/safe-to-stop")).await.starts_with("HTTP/1.1 503 "));
+    assert!(said(&address, &get("/metrics")).await.starts_with("HTTP/1.1 503 "));
     assert!(said(&address, &get("/")).await.contains("/health/safe-to-stop"));
     for path in ["/health", "/health/", "/health/dead", "//", "/metric"] {
         assert!(said(&address, &get(path)).await.starts_with("HTTP/1.1 404 "), "{path}");

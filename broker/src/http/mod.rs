@@ -3,7 +3,15 @@
 //! Everything about a connection is bounded: one request each, a head of a few KiB within seconds, an end within ten, GET and HEAD only. When
 //! all places are taken the oldest connection makes way for the newest, so whoever sits on connections keeps no health check out.
 
-use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+pub(crate) mod scrape;
+mod text;
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -12,6 +20,7 @@ use quorate_proto::doors::{NetListener, Stream};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use self::scrape::Scrape;
 use crate::health::{Check, Health};
 
 /// Connections at once.
@@ -35,6 +44,7 @@ quorate
 /health/live          the node runs
 /health/ready         it can serve or forward
 /health/safe-to-stop  the group keeps its quorum without it
+/metrics              numbers for Prometheus
 ";
 
 /// What is served. Cheap to clone.
@@ -42,6 +52,8 @@ quorate
 pub(crate) struct Pages {
     /// The node's health.
     pub health: Arc<Health>,
+    /// Its metrics, once there is a node.
+    pub scrape: Arc<OnceLock<Scrape>>,
 }
 
 impl Pages {
@@ -96,6 +108,12 @@ impl Pages {
         if path == "/" {
             return page(StatusCode::OK, TEXT, INDEX.to_owned());
         }
+        if path == "/metrics" {
+            return match self.scrape.get() {
+                Some(scrape) => page(StatusCode::OK, text::KIND, scrape.text()),
+                None => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the node reads its log\n".to_owned()),
+            };
+        }
         let asked = path.strip_prefix("/health/");
         if let Some(check) = Check::ALL.into_iter().find(|check| asked == Some(check.name())) {
             return self.health(check);
@@ -131,5 +149,5 @@ fn pass_on_panic(ended: Result<(), JoinError>) {
 }
 
 #[cfg(test)]
-#[path = "http_test.rs"]
+#[path = "pages_test.rs"]
 mod tests;
