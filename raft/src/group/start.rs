@@ -139,6 +139,9 @@ async fn begin(
         gate: gate.clone(),
     });
     let peers = Peers::new(config.clone(), me, doors.network.clone(), card, log.clone(), fatal.clone());
+    // Before raft replays what is committed: replay saves an image at each border it crosses, and waits while too many are unsaved.
+    let mut spawner = Spawner { scope: scope.clone(), fatal: fatal.clone(), seed: config.seed, next: seeds::TASKS };
+    spawner.spawn(saving);
     let raft_config = raft_config(&config, recovery.catch_up.is_none())?;
     let factory = Factory { peers: peers.clone() };
     let store = LogStore::new(log.clone(), fatal.clone());
@@ -166,8 +169,6 @@ async fn begin(
 
     // Tasks.
     inner.raft.run();
-    let mut spawner = Spawner { scope, fatal: inner.fatal.clone(), seed: inner.config.seed, next: seeds::TASKS };
-    spawner.spawn(saving);
     spawner.spawn(server::serve(listener, peers, Arc::new(NodeService(inner.clone())), stop));
     spawner.spawn(watcher::watch_leader(inner.clone(), view, voters));
     spawner.spawn(watcher::keep_in_touch(inner.clone()));

@@ -121,6 +121,27 @@ fn a_follower_behind_the_floor_catches_up_by_image_and_log() {
     });
 }
 
+/// Replay saves an image at each border, and the saver takes a few at a time: it must run before replay begins.
+#[test]
+fn a_node_whose_images_are_gone_replays_over_many_borders_and_starts() {
+    simulate(21, async {
+        let mut cluster = Cluster::born(21).await;
+        let mut sum = 0;
+        for _ in 0..150 {
+            sum = cluster.add(1, 1000).await;
+        }
+        cluster.kill(2);
+        let disk = cluster.nodes[&2].disk.clone();
+        let images: Vec<_> = disk.files().into_iter().filter(|path| path.starts_with("/data/image")).collect();
+        assert!(images.len() > 5, "{images:?}");
+        for image in images {
+            disk.disk().remove(&image).unwrap();
+        }
+        tokio::time::timeout(Duration::from_secs(20), cluster.start(2)).await.expect("it starts");
+        assert_eq!(cluster.agree().await.sum, sum);
+    });
+}
+
 #[test]
 fn a_floor_survives_restarts_of_everybody() {
     simulate(6, async {
