@@ -26,4 +26,4 @@ pub mod waiters;
 
 pub use config::{BrokerConfig, ConfigError};
 pub use http::scrape::Beside;
-pub use run::{Bound, Doors, RunError, run, run_beside};
+pub use run::{Bound, BoundListener, Doors, RunError, run, run_beside};

@@ -35,14 +35,14 @@ use crate::{
         pump::Pump,
     },
     metrics::Metrics,
-    registrar::{Live, Registrar},
+    registrar::{Addresses, Live, Registrar},
     replica::{CheckpointMode, Replica, ReplicaSettings, Shared},
     service::{
         Service,
         forward::{AskPeers, Desk, DeskParts, Dispatch, to_no},
         node::Reporter,
         renew::Renewals,
-        server::ClientServer,
+        server::{ClientServer, Entrance},
         wire::convert::accepted_types,
     },
     session::Sessions,
@@ -80,10 +80,23 @@ pub struct Bound {
     pub client: String,
     /// What clients are told.
     pub advertised: String,
+    /// The named listeners.
+    pub listeners: Vec<BoundListener>,
     /// Listener of peers, as configured.
     pub peer: String,
     /// Listener of health checks and metrics; `None` if it is switched off.
     pub http: Option<String>,
+}
+
+/// A named listener of clients, with its real port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoundListener {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub client: String,
+    /// What its clients are told.
+    pub advertised: String,
 }
 
 /// Why a node did not start or did not go on.
@@ -144,10 +157,13 @@ pub async fn run_beside(
     let (started, scrape) = (tokio::time::Instant::now(), Arc::new(OnceLock::new()));
     let (gone, health) = (CancellationToken::new(), Arc::new(Health::new()));
     let mut tasks = Tasks::default();
-    let http = listen(&doors, "network.http_listen", &config.network.http_listen).await?;
-    let listener = listen(&doors, "network.client_listen", &config.network.client_listen).await?;
-    let listener = listener.expect("`validate` refuses an empty address of clients");
-    let bound_http = http.as_ref().map(|http| http.local_address());
+    let http = match config.network.http_listen.as_str() {
+        "" => None,
+        address => Some(listen(&doors, "network.http_listen", address).await?),
+    };
+    let entrances = bind(&config, &doors).await?;
+    let (addresses, mut bound) = find(&config, &entrances).await;
+    bound.http = http.as_ref().map(|http| http.local_address());
     // From here on the node can be asked how it is: opening a long log takes a while.
     tasks.spawn("pulse", health.clone().run(gone.clone()));
     if let Some(http) = http {
@@ -155,7 +171,7 @@ pub async fn run_beside(
         tasks.spawn("http server", pages.serve(http, gone.clone()));
     }
     let (node, proposer) = tokio::select! {
-        opened = Node::open(config, &doors, listener.as_ref(), health) => opened?,
+        opened = Node::open(config, &doors, addresses, health) => opened?,
         // Nothing of it takes part in the group yet, so the log is left as a kill would leave it.
         () = shutdown.cancelled() => return Ok(()),
     };
@@ -169,22 +185,56 @@ pub async fn run_beside(
         started,
         beside,
     });
-    ready(Bound {
-        client: listener.local_address(),
-        advertised: node.service.address.clone(),
-        peer: node.service.config.network.peer_listen.clone(),
-        http: bound_http,
-    });
-    node.work(proposer, doors, listener, tasks, Stopping { shutdown, gone }).await
+    ready(bound);
+    node.work(proposer, doors, entrances, tasks, Stopping { shutdown, gone }).await
 }
 
-/// Binds the address of a setting; an empty one is switched off.
-async fn listen(doors: &Doors, key: &'static str, address: &str) -> Result<Option<Arc<dyn NetListener>>, RunError> {
-    if address.is_empty() {
-        return Ok(None);
-    }
+/// Binds the address of a setting.
+async fn listen(doors: &Doors, key: &'static str, address: &str) -> Result<Arc<dyn NetListener>, RunError> {
     let bound = doors.net.listen(address).await;
-    bound.map(Some).map_err(|source| RunError::Listen { key, address: address.to_owned(), source })
+    bound.map_err(|source| RunError::Listen { key, address: address.to_owned(), source })
+}
+
+/// Binds every client listener, the default one first.
+async fn bind(config: &BrokerConfig, doors: &Doors) -> Result<Vec<Entrance>, RunError> {
+    let network = &config.network;
+    let listener = listen(doors, "network.client_listen", &network.client_listen).await?;
+    let mut entrances = vec![Entrance { name: None, listener }];
+    for named in &network.listeners {
+        let listener = listen(doors, "network.listeners", &named.listen).await?;
+        entrances.push(Entrance { name: Some(Arc::from(named.name.as_str())), listener });
+    }
+    Ok(entrances)
+}
+
+/// Where clients find this node, by listener.
+async fn find(config: &BrokerConfig, entrances: &[Entrance]) -> (Addresses, Bound) {
+    let network = &config.network;
+    let settings = std::iter::once(&network.client_advertise);
+    let settings = settings.chain(network.listeners.iter().map(|listener| &listener.advertise));
+    let mut addresses = Addresses::default();
+    let mut bound = Bound {
+        client: String::new(),
+        advertised: String::new(),
+        listeners: Vec::new(),
+        peer: network.peer_listen.clone(),
+        http: None,
+    };
+    for (entrance, setting) in entrances.iter().zip(settings) {
+        let client = entrance.listener.local_address();
+        let told = advertised(setting.clone().unwrap_or_else(|| client.clone())).await;
+        match &entrance.name {
+            None => {
+                addresses.own.clone_from(&told);
+                (bound.client, bound.advertised) = (client, told);
+            }
+            Some(name) => {
+                addresses.named.insert(name.clone(), told.clone());
+                bound.listeners.push(BoundListener { name: name.to_string(), client, advertised: told });
+            }
+        }
+    }
+    (addresses, bound)
 }
 
 /// How a node's end is told to its tasks.
@@ -200,6 +250,7 @@ struct Node {
     group: Group<Replica>,
     shared: Shared,
     service: Arc<Service>,
+    addresses: Addresses,
     clock: Arc<TermClock>,
     peers: Arc<dyn PeerClocks>,
 }
@@ -208,13 +259,12 @@ impl Node {
     async fn open(
         config: Arc<BrokerConfig>,
         doors: &Doors,
-        listener: &dyn NetListener,
+        addresses: Addresses,
         health: Arc<Health>,
     ) -> Result<(Self, ProposerTask), RunError> {
         let metrics = Arc::new(Metrics::default());
-        let address = advertised(&config, listener).await;
         let desk = Desk::default();
-        let (group, shared) = start_group(&config, doors, address.clone(), desk.clone()).await?;
+        let (group, shared) = start_group(&config, doors, addresses.to_string(), desk.clone()).await?;
         let clock = Arc::new(TermClock::new(doors.clock.clone(), metrics.clone()));
         let (proposing, proposer) = Proposer::new(&config.limits, metrics.clone());
         let leader = Arc::new(Leader::new(
@@ -226,7 +276,7 @@ impl Node {
             metrics.clone(),
             to_no,
         ));
-        let reporter = Reporter::new(group.clone(), address.clone(), &config);
+        let reporter = Reporter::new(group.clone(), doors.clock.clone(), addresses.own.clone(), &config);
         let report = reporter.clone();
         desk.staff(DeskParts {
             group: group.clone(),
@@ -241,8 +291,8 @@ impl Node {
             shared: shared.clone(),
             sessions: Sessions::new(config.limits.clients_max, config.limits.client_idle_max),
             renewals: Renewals::new(config.limits.renewals_max),
-            live: Live::new(address.clone()),
-            address,
+            live: Live::new(&addresses),
+            address: addresses.own.clone(),
             clock: doors.clock.clone(),
             metrics,
             reporter,
@@ -251,7 +301,7 @@ impl Node {
             config,
         });
         let peers = Arc::new(AskPeers(group.clone()));
-        Ok((Self { group, shared, service, clock, peers }, proposer))
+        Ok((Self { group, shared, service, addresses, clock, peers }, proposer))
     }
 
     /// Runs every task until `shutdown` or a fault.
@@ -259,7 +309,7 @@ impl Node {
         self,
         proposer: ProposerTask,
         doors: Doors,
-        listener: Arc<dyn NetListener>,
+        entrances: Vec<Entrance>,
         mut tasks: Tasks,
         Stopping { shutdown, gone }: Stopping,
     ) -> Result<(), RunError> {
@@ -286,7 +336,7 @@ impl Node {
             group: self.group.clone(),
             shared: self.shared.clone(),
             live: self.service.live.clone(),
-            address: self.service.address.clone(),
+            addresses: self.addresses.clone(),
             clock: doors.clock.clone(),
             config: self.service.config.clone(),
             metrics: self.service.metrics.clone(),
@@ -295,7 +345,7 @@ impl Node {
         tasks.spawn("registrar", registrar.run(leaving.clone()));
         tasks.spawn("renewals", self.service.clone().run_renewals(leaving.clone()));
         let server = ClientServer { net: doors.net, service: self.service.clone(), leadership: self.group.leader() };
-        tasks.spawn("client server", server.run(listener, leaving.clone()));
+        tasks.spawn("client server", server.run(entrances, leaving.clone()));
 
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
@@ -371,9 +421,8 @@ async fn start_group(
     }
 }
 
-/// The address clients are told, as an IP literal wherever possible: gRPC's `ipv4:` targets and several clients take nothing else.
-async fn advertised(config: &BrokerConfig, listener: &dyn NetListener) -> String {
-    let address = config.network.client_advertise.clone().unwrap_or_else(|| listener.local_address());
+/// An address clients are told, as an IP literal wherever possible: gRPC's `ipv4:` targets and several clients take nothing else.
+async fn advertised(address: String) -> String {
     if split_address(&address).is_none_or(|(host, _)| host.parse::<IpAddr>().is_ok()) {
         return address;
     }

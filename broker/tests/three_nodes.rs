@@ -159,6 +159,13 @@ impl Cluster {
         }
     }
 
+    /// A client that comes in by the node's listener of that name.
+    fn client_by(&self, number: u16, listener: &str) -> Client {
+        let listeners = &self.nodes[&number].bound.listeners;
+        let found = listeners.iter().find(|one| one.name == listener).expect("configured");
+        MessagingServiceClient::new(channel(&found.client))
+    }
+
     fn client(&self, number: u16) -> Client {
         MessagingServiceClient::new(channel(&self.nodes[&number].bound.client))
     }
@@ -338,6 +345,61 @@ async fn a_body_that_rots_on_the_leader_s_disk_is_served_from_another_node_and_o
     assert_eq!(seen, ["body 11".to_owned(), "body 13".to_owned()].into());
 }
 
+/// The addresses that a client is given, as soon as they are the expected ones.
+async fn route_becomes(client: &mut Client, expected: &[String]) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let wanted = v2::QueryRouteRequest { topic: named("t"), endpoints: None };
+        let route = client.query_route(request(wanted, Duration::from_secs(3))).await.expect("in-band").into_inner();
+        let broker = route.message_queues.first().and_then(|queue| queue.broker.clone()).unwrap_or_default();
+        let given = broker.endpoints.unwrap_or_default().addresses;
+        let given: Vec<_> = given.iter().map(|address| format!("{}:{}", address.host, address.port)).collect();
+        if given == expected {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{given:?}, expected {expected:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Two networks: all nodes have the listener "host", and only two of them a "vpn".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_listener_gives_the_addresses_for_its_own_clients_through_any_node() {
+    let cluster = Cluster::start(|config| {
+        let number = config.node.number;
+        let mut listeners = vec![format!("host@127.0.0.1:0=192.0.2.{number}:8081")];
+        if number != 3 {
+            listeners.push("vpn@127.0.0.1:0".into());
+        }
+        config.network.listeners = listeners.iter().map(|text| text.parse().expect("legal")).collect();
+    })
+    .await;
+    let (leader, followers) = (cluster.leader().await, cluster.followers().await);
+    let order = [leader, followers[0], followers[1]];
+    let own: Vec<String> = order.iter().map(|n| cluster.nodes[n].bound.client.clone()).collect();
+    let host: Vec<String> = order.iter().map(|n| format!("192.0.2.{n}:8081")).collect();
+    let with_vpn = order.iter().filter(|n| **n != 3);
+    let vpn: Vec<String> = with_vpn.map(|n| cluster.nodes[n].bound.listeners[1].advertised.clone()).collect();
+    for number in order {
+        route_becomes(&mut cluster.client(number), &own).await;
+        route_becomes(&mut cluster.client_by(number, "host"), &host).await;
+        if number != 3 {
+            route_becomes(&mut cluster.client_by(number, "vpn"), &vpn).await;
+        }
+    }
+
+    // An operator is told the same list, and every listener serves the whole protocol.
+    let mut admin = BrokerAdminClient::new(channel(&cluster.nodes[&followers[0]].bound.listeners[0].client));
+    let status = admin.cluster_status(ClusterStatusRequest {}).await.expect("in-band").into_inner();
+    assert_eq!((status.route, status.answered_by), (host, followers[0].into()));
+    assert!(status.nodes.iter().all(|node| node.wall_ms > 0), "every node tells its clock");
+    let told: Vec<_> = status.nodes.iter().map(|node| node.client_address.clone()).collect();
+    assert_eq!(told, (1..=3).map(|n| cluster.nodes[&n].bound.client.clone()).collect::<Vec<_>>());
+    assert_eq!(send(&mut cluster.client_by(followers[1], "host"), vec![message(1)]).await.0, 20000);
+    let (code, received) = receive(&mut cluster.client_by(leader, "host"), 1, 2000).await;
+    assert_eq!((code, bodies(&received)), (20000, vec!["body 1".to_owned()]));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_leader_dies_and_clients_of_a_follower_see_neither_error_nor_loss() {
     let mut cluster = Cluster::start(|_| {}).await;
@@ -471,11 +533,16 @@ async fn a_planned_stop_hands_over_and_disturbs_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_without_peers_lets_its_clients_go_and_takes_them_again() {
-    let mut cluster = Cluster::start(|_| {}).await;
+    let named = |config: &mut BrokerConfig| config.network.listeners = vec!["host@127.0.0.1:0".parse().expect("legal")];
+    let mut cluster = Cluster::start(named).await;
     let (leader, followers) = (cluster.leader().await, cluster.followers().await);
-    let address = cluster.nodes[&followers[0]].bound.client.clone();
-    let is_open = || std::net::TcpStream::connect(&address).is_ok();
-    assert!(is_open());
+    let bound = cluster.nodes[&followers[0]].bound.clone();
+    let connects = |address: &String| std::net::TcpStream::connect(address).is_ok();
+    let both = [bound.client, bound.listeners[0].client.clone()];
+    // Open as long as one of them is, open again once both are.
+    let is_open = || both.iter().any(connects);
+    let is_whole = || both.iter().all(connects);
+    assert!(is_whole());
     cluster.kill(leader);
     cluster.stop(followers[1]).await.expect("a planned stop");
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -485,7 +552,7 @@ async fn a_node_without_peers_lets_its_clients_go_and_takes_them_again() {
     }
     cluster.open(followers[1]).await;
     let deadline = Instant::now() + Duration::from_secs(20);
-    while !is_open() {
+    while !is_whole() {
         assert!(Instant::now() < deadline, "takes no connections although a peer is back");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -16,11 +16,11 @@ use std::{
 
 use clap::Args;
 use quorate_broker::{
-    Beside, Bound, Doors, RunError,
+    Beside, Bound, BoundListener, Doors, RunError,
     config::{BrokerConfig, ConfigError},
     metrics::{Kind, Metric},
 };
-use quorate_namesrv::NamesrvConfig;
+use quorate_namesrv::{NamedListener, NamesrvConfig};
 use quorate_proto::{
     doors::TcpNet,
     time::{Clock, SystemClock},
@@ -105,11 +105,13 @@ struct NameServerConfig {
     enabled: bool,
     /// Where it listens. Default `127.0.0.1:9876`; port 0 takes a free one. The node registers with it if `network.name_servers` is empty.
     listen: String,
+    /// More listeners, `name@host:port`, for clients of the nodes' listeners of those names (`network.listeners`). Default none.
+    listeners: Vec<String>,
 }
 
 impl Default for NameServerConfig {
     fn default() -> Self {
-        Self { enabled: true, listen: "127.0.0.1:9876".to_owned() }
+        Self { enabled: true, listen: "127.0.0.1:9876".to_owned(), listeners: Vec::new() }
     }
 }
 
@@ -126,12 +128,12 @@ impl BrokerArgs {
         }
         let file = &loaded.settings;
         file.broker.validate().map_err(|error| wrong(&error, &loaded))?;
-        check_name_server(file, &loaded)?;
+        let listeners = check_name_server(file, &loaded)?;
         logging::start(&file.log)?;
         loaded.print_changed().for_each(|line| note(format!("config: {line}")));
         let raft = build(runtime::Builder::new_multi_thread().worker_threads(1).thread_name("raft"))?;
         let main = build(runtime::Builder::new_multi_thread().thread_name("broker"))?;
-        let ended = main.block_on(run(loaded, raft.handle().clone()));
+        let ended = main.block_on(run(loaded, listeners, raft.handle().clone()));
         main.shutdown_timeout(LAST_RITES);
         raft.shutdown_timeout(LAST_RITES);
         ended.map(|()| ExitCode::SUCCESS)
@@ -192,10 +194,12 @@ fn wrong<T>(error: &ConfigError, loaded: &Loaded<T>) -> Failure {
     failure::config(what, error.problem.clone(), "quorate broker --print-config shows every setting and its origin")
 }
 
-fn check_name_server(file: &BrokerFile, loaded: &Loaded<BrokerFile>) -> Result<(), Failure> {
-    let key = "name_server.listen";
-    let wrong = |problem| wrong(&ConfigError { key, problem }, loaded);
-    crate::namesrv::check_listen(&file.name_server.listen, file.broker.network.insecure).map_err(wrong)
+/// The named listeners of the name server, once all it is told can be used.
+fn check_name_server(file: &BrokerFile, loaded: &Loaded<BrokerFile>) -> Result<Vec<NamedListener>, Failure> {
+    let (name_server, insecure) = (&file.name_server, file.broker.network.insecure);
+    let wrong = |key| move |problem| wrong(&ConfigError { key, problem }, loaded);
+    crate::namesrv::check_listen(&name_server.listen, insecure).map_err(wrong("name_server.listen"))?;
+    crate::namesrv::parse_listeners(&name_server.listeners, insecure).map_err(wrong("name_server.listeners"))
 }
 
 fn build(builder: &mut runtime::Builder) -> Result<runtime::Runtime, Failure> {
@@ -206,7 +210,11 @@ fn build(builder: &mut runtime::Builder) -> Result<runtime::Runtime, Failure> {
 }
 
 /// Name server first, because the node registers with it; each one's end ends the other.
-async fn run(loaded: Loaded<BrokerFile>, raft_runtime: runtime::Handle) -> Result<(), Failure> {
+async fn run(
+    loaded: Loaded<BrokerFile>,
+    listeners: Vec<NamedListener>,
+    raft_runtime: runtime::Handle,
+) -> Result<(), Failure> {
     let Loaded { settings: BrokerFile { mut broker, name_server, .. }, .. } = loaded;
     let stop = Stop::listen()?;
     let shutdown = &stop.token;
@@ -217,12 +225,13 @@ async fn run(loaded: Loaded<BrokerFile>, raft_runtime: runtime::Handle) -> Resul
     if name_server.enabled {
         let metrics = Arc::new(quorate_namesrv::Metrics::default());
         beside = Some(told_beside(metrics.clone()));
-        let config = NamesrvConfig { listen: name_server.listen, cluster: Some(broker.node.cluster.clone()) };
+        let cluster = Some(broker.node.cluster.clone());
+        let config = NamesrvConfig { listen: name_server.listen, listeners, cluster };
         let doors = quorate_namesrv::Doors { net: net.clone(), clock: clock.clone() };
         let (ready, bound) = oneshot::channel();
         let stop = shutdown.clone();
         parts.spawn(async move {
-            let ready = |address| drop(ready.send(address));
+            let ready = |bound: quorate_namesrv::Bound| drop(ready.send(bound.address));
             let ended = quorate_namesrv::run_counted(config, doors, metrics, stop, ready).await;
             ended.map_err(|error| crate::namesrv::failed(&error))
         });
@@ -245,11 +254,7 @@ async fn run(loaded: Loaded<BrokerFile>, raft_runtime: runtime::Handle) -> Resul
     };
     let stop = shutdown.clone();
     parts.spawn(async move {
-        let ready = |bound: Bound| {
-            let Bound { client, advertised, peer, http } = bound;
-            let http = http.unwrap_or_else(|| "off".to_owned());
-            note(format!("ready client={client} advertised={advertised} peer={peer} http={http}"))
-        };
+        let ready = |bound: Bound| note(ready(&bound));
         quorate_broker::run_beside(broker, doors, beside, stop, ready).await.map_err(|error| failed(&error))
     });
     finish(parts, shutdown).await
@@ -262,6 +267,17 @@ fn told_beside(metrics: Arc<quorate_namesrv::Metrics>) -> Beside {
         metric.is(reading.value as f64)
     };
     Arc::new(move || metrics.read().into_iter().map(family).collect())
+}
+
+/// The line that says where the node is; a named listener as `name@client=advertised`.
+fn ready(Bound { client, advertised, listeners, peer, http }: &Bound) -> String {
+    let http = http.as_deref().unwrap_or("off");
+    let mut line = format!("ready client={client} advertised={advertised} peer={peer} http={http}");
+    for (at, BoundListener { name, client, advertised }) in listeners.iter().enumerate() {
+        line += if at == 0 { " listeners=" } else { ";" };
+        line += &format!("{name}@{client}={advertised}");
+    }
+    line
 }
 
 /// Waits for all parts. The first that ends stops the others, and the first failure is the process's.
@@ -341,6 +357,39 @@ mod tests {
         assert_eq!(broker.storage.data_dir, PathBuf::from("/tmp/x"));
         broker.validate().expect("and it can be used");
         assert_eq!(loaded.origin("network.peer_listen").to_string(), "--peer-listen");
+    }
+
+    #[test]
+    fn the_ready_line_names_every_listener() {
+        let listener = |name: &str, port: u16| BoundListener {
+            name: name.to_owned(),
+            client: format!("0.0.0.0:{port}"),
+            advertised: format!("127.0.0.1:{port}"),
+        };
+        let mut bound =
+            Bound { client: "a:1".into(), advertised: "b:1".into(), listeners: vec![], peer: "c:1".into(), http: None };
+        assert_eq!(ready(&bound), "ready client=a:1 advertised=b:1 peer=c:1 http=off");
+        bound.listeners = vec![listener("host", 8181), listener("vpn", 8281)];
+        assert!(ready(&bound).ends_with(" listeners=host@0.0.0.0:8181=127.0.0.1:8181;vpn@0.0.0.0:8281=127.0.0.1:8281"));
+    }
+
+    /// A compose file sets everything by variables.
+    #[test]
+    fn listeners_are_set_by_variables_too() {
+        let mut layers = Layers::of::<BrokerFile>();
+        let variables = [
+            ("QUORATE_NETWORK_LISTENERS", "host@0.0.0.0:8181=127.0.0.1:8081; vpn@10.8.0.1:8081"),
+            ("QUORATE_NAME_SERVER_LISTENERS", "host@0.0.0.0:9976"),
+            ("QUORATE_NETWORK_CLIENT_ADVERTISE", "172.28.81.11:8081"),
+        ];
+        layers.variables(variables.map(|(name, value)| (name.to_owned(), value.to_owned()))).expect("known");
+        let loaded: Loaded<BrokerFile> = layers.load().expect("legal");
+        let names: Vec<_> = loaded.settings.broker.network.listeners.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!((names, loaded.settings.name_server.listeners.len()), (vec!["host", "vpn"], 1));
+        let mut layers = Layers::of::<BrokerFile>();
+        layers.variables([("QUORATE_NETWORK_LISTENERS".to_owned(), "8181".to_owned())]).expect("known");
+        let refused = layers.load::<BrokerFile>().expect_err("not a listener").to_string();
+        assert!(refused.contains("QUORATE_NETWORK_LISTENERS") && refused.contains("name@listen"), "{refused}");
     }
 
     #[test]

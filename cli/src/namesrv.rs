@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Args;
-use quorate_namesrv::{Doors, NamesrvConfig, RunError};
+use quorate_namesrv::{Bound, Doors, NamedListener, NamesrvConfig, RunError};
 use quorate_proto::{doors::TcpNet, time::SystemClock};
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,8 @@ struct NamesrvFile {
 struct Table {
     /// Where it listens. Default `127.0.0.1:9876`; port 0 takes a free one.
     listen: String,
+    /// More listeners, `name@host:port`, for clients of the brokers' listeners of those names. Default none.
+    listeners: Vec<String>,
     /// The only cluster it serves. Default: that of the first broker that registers, while it lives.
     cluster: Option<String>,
     /// Allow a listener beyond loopback. Default false.
@@ -60,7 +62,7 @@ struct Table {
 
 impl Default for Table {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:9876".to_owned(), cluster: None, insecure: false }
+        Self { listen: "127.0.0.1:9876".to_owned(), listeners: Vec::new(), cluster: None, insecure: false }
     }
 }
 
@@ -76,19 +78,19 @@ impl NamesrvArgs {
             return Ok(ExitCode::SUCCESS);
         }
         let NamesrvFile { name_server, log } = &loaded.settings;
-        check_listen(&name_server.listen, name_server.insecure).map_err(|why| {
-            let origin = loaded.origin("name_server.listen");
-            failure::config(
-                format!("name_server.listen cannot be used ({origin})"),
-                why,
-                "quorate namesrv --print-config",
-            )
-        })?;
+        let refused = |key: &str, why: String| {
+            let what = format!("{key} cannot be used ({})", loaded.origin(key));
+            failure::config(what, why, "quorate namesrv --print-config")
+        };
+        check_listen(&name_server.listen, name_server.insecure).map_err(|why| refused("name_server.listen", why))?;
+        let listeners = parse_listeners(&name_server.listeners, name_server.insecure)
+            .map_err(|why| refused("name_server.listeners", why))?;
         logging::start(log)?;
         loaded.print_changed().for_each(|line| note(format!("config: {line}")));
-        let config = NamesrvConfig { listen: name_server.listen.clone(), cluster: name_server.cluster.clone() };
+        let config =
+            NamesrvConfig { listen: name_server.listen.clone(), listeners, cluster: name_server.cluster.clone() };
         let doors = Doors { net: Arc::new(TcpNet), clock: Arc::new(SystemClock::new()) };
-        let ready = |address| note(format!("ready name_server={address}"));
+        let ready = |bound: Bound| note(format!("ready name_server={}", bound.address));
         let stop = Stop::listen()?;
         let ended = quorate_namesrv::run(config, doors, stop.token.clone(), ready).await;
         ended.map(|()| ExitCode::SUCCESS).map_err(|error| failed(&error))
@@ -128,6 +130,23 @@ pub fn check_listen(listen: &str, insecure: bool) -> Result<(), String> {
     ))
 }
 
+/// The named listeners of a name server.
+///
+/// # Errors
+/// One is none, is named like another, or may not listen there.
+pub fn parse_listeners(texts: &[String], insecure: bool) -> Result<Vec<NamedListener>, String> {
+    let mut listeners: Vec<NamedListener> = Vec::new();
+    for text in texts {
+        let listener: NamedListener = text.parse()?;
+        check_listen(&listener.listen, insecure)?;
+        if listeners.iter().any(|other| other.name == listener.name) {
+            return Err(format!("{} is listed twice; give every listener a name of its own", listener.name));
+        }
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
 /// Why a name server stopped, for people.
 pub fn failed(error: &RunError) -> Failure {
     let next = "stop what uses the port, or choose another with name_server.listen";
@@ -146,5 +165,16 @@ mod tests {
         assert!(check_listen("0.0.0.0:9876", false).is_err_and(|why| why.contains("--insecure")));
         assert_eq!(check_listen("0.0.0.0:9876", true), Ok(()));
         assert!(check_listen("nowhere", true).is_err());
+    }
+
+    #[test]
+    fn named_listeners_obey_the_same_rule() {
+        let parse = |texts: &[&str], insecure| {
+            parse_listeners(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>(), insecure)
+        };
+        assert_eq!(parse(&["host@127.0.0.1:0", "vpn@0.0.0.0:1"], true).map(|listeners| listeners.len()), Ok(2));
+        assert!(parse(&["host@0.0.0.0:1"], false).is_err_and(|why| why.contains("--insecure")));
+        assert!(parse(&["host@127.0.0.1:1", "host@127.0.0.1:2"], true).is_err_and(|why| why.contains("twice")));
+        assert!(parse(&["127.0.0.1:1"], true).is_err());
     }
 }

@@ -19,5 +19,5 @@ mod service;
 mod table;
 
 pub use metrics::Metrics;
-pub use run::{Doors, NamesrvConfig, RunError, run, run_counted};
+pub use run::{Bound, Doors, NamedListener, NamesrvConfig, RunError, run, run_counted};
 pub use table::{Claim, GroupRoute, LEASE, NotClaimed, Table, Topic};

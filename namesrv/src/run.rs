@@ -2,18 +2,21 @@
 
 use std::{
     convert::Infallible,
+    future::Future,
     io,
+    str::FromStr,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use quorate_proto::{
-    doors::{Net, incoming},
+    doors::{Net, incoming, parse_addresses},
     namesrv::name_server_server::{self, NameServerServer},
     time::Clock,
     v2::messaging_service_server::MessagingServiceServer,
 };
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     body::Body,
@@ -38,8 +41,42 @@ const STOP_MAX: Duration = Duration::from_secs(1);
 pub struct NamesrvConfig {
     /// `host:port` to listen on; port 0 takes a free one. Usual: port 9876.
     pub listen: String,
+    /// More listeners, by the names that brokers have for theirs: a client is given the addresses that brokers have for clients of the
+    /// listener of that name.
+    pub listeners: Vec<NamedListener>,
     /// The only cluster id taken. None: that of the first broker that registers, while it lives.
     pub cluster: Option<String>,
+}
+
+/// A listener that has a name, as text `name@host:port`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedListener {
+    /// What brokers call theirs.
+    pub name: String,
+    /// `host:port`; port 0 takes a free one.
+    pub listen: String,
+}
+
+impl FromStr for NamedListener {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('@').map(|(name, listen)| (name.trim(), listen.trim()));
+        match parts.filter(|(name, listen)| !name.is_empty() && parse_addresses(listen).is_ok_and(|all| all.len() == 1))
+        {
+            Some((name, listen)) => Ok(Self { name: name.to_owned(), listen: listen.to_owned() }),
+            None => Err(format!("{text:?} is not a listener; write name@host:port, for example \"host@0.0.0.0:9976\"")),
+        }
+    }
+}
+
+/// Where a name server listens, with real ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// The listener that every name server has.
+    pub address: String,
+    /// The named ones.
+    pub listeners: Vec<NamedListener>,
 }
 
 /// What a name server touches outside itself.
@@ -74,7 +111,7 @@ pub enum RunError {
 
 /// Serves until `shutdown`, then lets clients go and returns within about a second.
 ///
-/// `ready` is called once with the bound address as soon as connections are accepted. The table starts empty: until the brokers'
+/// `ready` is called once with the bound addresses as soon as connections are accepted. The table starts empty: until the brokers'
 /// next heartbeat, a second later at most, every topic is unknown. Not cancel safe in one respect only: dropped, it cuts connections
 /// instead of saying goodbye.
 ///
@@ -84,7 +121,7 @@ pub async fn run(
     config: NamesrvConfig,
     doors: Doors,
     shutdown: CancellationToken,
-    ready: impl FnOnce(String) + Send,
+    ready: impl FnOnce(Bound) + Send,
 ) -> Result<(), RunError> {
     run_counted(config, doors, Arc::default(), shutdown, ready).await
 }
@@ -98,33 +135,63 @@ pub async fn run_counted(
     doors: Doors,
     metrics: Arc<Metrics>,
     shutdown: CancellationToken,
-    ready: impl FnOnce(String) + Send,
+    ready: impl FnOnce(Bound) + Send,
 ) -> Result<(), RunError> {
-    let NamesrvConfig { listen, cluster } = config;
-    let listener = match doors.net.listen(&listen).await {
-        Ok(listener) => listener,
-        Err(source) => return Err(RunError::Bind { address: listen, source }),
-    };
-    let address = listener.local_address();
+    let NamesrvConfig { listen, listeners, cluster } = config;
     let service = NameService::new(Table::new(cluster), doors.clock, metrics);
-    let server = Server::builder()
-        .max_concurrent_streams(CALLS_MAX)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .serve_with_incoming_shutdown(Services::new(service), incoming(listener), shutdown.cancelled());
-    info!(address, "name server started");
-    ready(address.clone());
+    let (main, address) = serve(doors.net.as_ref(), &listen, service.clone(), &shutdown).await?;
+    let (mut servers, mut bound) = (JoinSet::new(), Bound { address, listeners: Vec::new() });
+    servers.spawn(main);
+    for NamedListener { name, listen } in listeners {
+        let (server, address) = serve(doors.net.as_ref(), &listen, service.at(Some(&name)), &shutdown).await?;
+        servers.spawn(server);
+        bound.listeners.push(NamedListener { name, listen: address });
+    }
+    info!(address = bound.address, "name server started");
+    let address = bound.address.clone();
+    ready(bound);
 
     let overdue = async {
         shutdown.cancelled().await;
         tokio::time::sleep(STOP_MAX).await;
     };
+    let all = async {
+        while let Some(ended) = servers.join_next().await {
+            match ended {
+                Ok(ended) => ended?,
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    };
     let ended = tokio::select! {
-        ended = server => ended,
+        ended = all => ended,
         () = overdue => Ok(()),
     };
     info!(address, "name server stopped");
-    ended.map_err(|source| RunError::Serve { address, source })
+    ended
+}
+
+/// Binds one listener; the future serves it until `shutdown`.
+async fn serve(
+    net: &dyn Net,
+    listen: &str,
+    service: NameService,
+    shutdown: &CancellationToken,
+) -> Result<(impl Future<Output = Result<(), RunError>> + Send + use<>, String), RunError> {
+    let listener = match net.listen(listen).await {
+        Ok(listener) => listener,
+        Err(source) => return Err(RunError::Bind { address: listen.to_owned(), source }),
+    };
+    let address = listener.local_address();
+    let served = Server::builder()
+        .max_concurrent_streams(CALLS_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .serve_with_incoming_shutdown(Services::new(service), incoming(listener), shutdown.clone().cancelled_owned());
+    let bound = address.clone();
+    Ok((async move { served.await.map_err(|source| RunError::Serve { address, source }) }, bound))
 }
 
 /// The two services of one port. Two need no router with a table: the path says which of them is meant.
@@ -158,6 +225,20 @@ impl Service<http::Request<Body>> for Services {
             self.brokers.call(request)
         } else {
             self.clients.call(request)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_listener_is_a_name_and_where_it_listens() {
+        let host: NamedListener = "host@0.0.0.0:9976".parse().expect("legal");
+        assert_eq!((host.name.as_str(), host.listen.as_str()), ("host", "0.0.0.0:9976"));
+        for wrong in ["0.0.0.0:9976", "@0.0.0.0:9976", "host@9976", "host@a:1;b:2"] {
+            assert!(wrong.parse::<NamedListener>().is_err_and(|why| why.contains(wrong)), "{wrong}");
         }
     }
 }

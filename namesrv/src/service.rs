@@ -26,6 +26,9 @@ use crate::{
     table::{Claim, GroupRoute, NotClaimed, Table, Topic},
 };
 
+/// Most named listeners of one claim: every node of a group may have eight of its own.
+const LISTENERS_MAX: usize = 64;
+
 /// What a gRPC method returns. The error side is never used: every outcome is said inside the answer.
 type Answer<T> = Result<Response<T>, tonic::Status>;
 
@@ -35,11 +38,18 @@ pub(crate) struct NameService {
     table: Arc<Mutex<Table>>,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
+    /// The named listener that it answers at.
+    listener: Option<Arc<str>>,
 }
 
 impl NameService {
     pub(crate) fn new(table: Table, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
-        Self { table: Arc::new(Mutex::new(table)), clock, metrics }
+        Self { table: Arc::new(Mutex::new(table)), clock, metrics, listener: None }
+    }
+
+    /// The same table as clients of a named listener see it.
+    pub(crate) fn at(&self, listener: Option<&str>) -> Self {
+        Self { listener: listener.map(Arc::from), ..self.clone() }
     }
 
     /// The table and the time; held for a look-up or a change, never while waiting.
@@ -84,17 +94,36 @@ impl name_server_server::NameServer for NameService {
 /// What is wrong with the request, as the code and words of the answer.
 fn parse_claim(request: RegisterRequest) -> Result<Claim, v2::Status> {
     let bad = |message: String| status(Code::BadRequest, message);
-    let RegisterRequest { cluster, group, number, term, leader, client_address, live, topics_version, topics } =
-        request;
+    let RegisterRequest {
+        cluster,
+        group,
+        number,
+        term,
+        leader,
+        client_address,
+        live,
+        topics_version,
+        topics,
+        listeners,
+    } = request;
     if cluster.is_empty() || group.is_empty() {
         return Err(bad("a registration names its cluster and its broker group".into()));
     }
     let live = if live.is_empty() { vec![client_address] } else { live };
-    for address in &live {
+    if listeners.len() > LISTENERS_MAX {
+        return Err(bad(format!(
+            "{} listeners are too many: a name server takes at most {LISTENERS_MAX}",
+            listeners.len()
+        )));
+    }
+    for address in live.iter().chain(listeners.iter().flat_map(|listener| &listener.live)) {
         parse_addresses(address).map_err(bad)?;
     }
+    // A listener without a node has no route of its own.
+    let listeners = listeners.into_iter().filter(|listener| !listener.name.is_empty() && !listener.live.is_empty());
+    let listeners = listeners.map(|listener| (listener.name, listener.live)).collect();
     let topics = topics.into_iter().map(parse_topic).collect::<Result<_, _>>()?;
-    Ok(Claim { cluster, group, number, term, leader, live, topics_version, topics })
+    Ok(Claim { cluster, group, number, term, leader, live, listeners, topics_version, topics })
 }
 
 fn parse_topic(topic: namesrv::TopicRoute) -> Result<(TopicName, Topic), v2::Status> {
@@ -176,7 +205,7 @@ impl messaging_service_server::MessagingService for NameService {
             Ok(name) => {
                 let routes = {
                     let (table, now) = self.table();
-                    table.route(&name, now)
+                    table.route(&name, self.listener.as_deref(), now)
                 };
                 let message_queues = message_queues(&topic, routes);
                 let status = if message_queues.is_empty() {
@@ -314,6 +343,9 @@ mod tests {
         let topic = |name: &str, queues| namesrv::TopicRoute { name: name.into(), queues, ..Default::default() };
         assert_eq!(code(RegisterRequest { cluster: String::new(), ..request(&[]) }), 40000);
         assert_eq!(code(request(&["10.0.0.1"])), 40000);
+        let listener = |live: &str| namesrv::ListenerRoute { name: "host".into(), live: vec![live.into()] };
+        assert_eq!(code(RegisterRequest { listeners: vec![listener("10.0.0.1")], ..request(&[]) }), 40000);
+        assert_eq!(code(RegisterRequest { listeners: vec![listener("10.0.0.1:1"); 65], ..request(&[]) }), 40000);
         assert_eq!(code(RegisterRequest { topics: vec![topic("a/b", 8)], ..request(&[]) }), 40002);
         assert_eq!(code(RegisterRequest { topics: vec![topic("t", 70_000)], ..request(&[]) }), 40000);
     }

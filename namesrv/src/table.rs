@@ -45,6 +45,8 @@ pub struct Claim {
     pub leader: bool,
     /// Client addresses (`host:port`) of the group's live nodes, the leader first. Never empty.
     pub live: Vec<String>,
+    /// The same nodes for clients of the nodes' named listeners.
+    pub listeners: BTreeMap<String, Vec<String>>,
     /// Grows with each change of topics.
     pub topics_version: u64,
     /// Every topic of the group.
@@ -65,7 +67,7 @@ pub struct Topic {
 pub struct GroupRoute {
     /// Name of the broker group.
     pub group: String,
-    /// Client addresses of its live nodes, the leader first.
+    /// Client addresses of its live nodes, the leader first, for clients of the listener that was asked for.
     pub live: Vec<String>,
     /// The topic as the group has it.
     pub topic: Topic,
@@ -168,14 +170,17 @@ impl Table {
         }
     }
 
-    /// Where `topic` is at `now`: one entry for each group that has it, sorted by group name. Empty if none has.
-    pub fn route(&self, topic: &TopicName, now: Duration) -> Vec<GroupRoute> {
+    /// Where `topic` is at `now`: one entry for each group that has it, sorted by group name. Empty if none has. Addresses are those
+    /// for clients of `listener`, or the group's usual ones if its nodes have no listener of that name.
+    pub fn route(&self, topic: &TopicName, listener: Option<&str>, now: Duration) -> Vec<GroupRoute> {
         self.groups
             .values()
             .filter_map(|nodes| {
                 let best = best(nodes, now)?;
                 let topic = best.topics.get(topic)?;
-                Some(GroupRoute { group: best.group.clone(), live: best.live.clone(), topic: topic.clone() })
+                let named = listener.and_then(|name| best.listeners.get(name));
+                let live = named.unwrap_or(&best.live).clone();
+                Some(GroupRoute { group: best.group.clone(), live, topic: topic.clone() })
             })
             .collect()
     }

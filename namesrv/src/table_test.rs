@@ -21,6 +21,7 @@ fn claim(group: &str, number: u32, term: u64, live: &[&str]) -> Claim {
         term,
         leader: false,
         live: live.iter().map(|&address| address.to_owned()).collect(),
+        listeners: BTreeMap::new(),
         topics_version: 1,
         topics: BTreeMap::from([(topic("t"), Topic { queues: 8, accept_message_types: vec![1] })]),
     }
@@ -28,7 +29,7 @@ fn claim(group: &str, number: u32, term: u64, live: &[&str]) -> Claim {
 
 /// The live addresses of the first group that has the topic "t".
 fn live(table: &Table, now: Duration) -> Option<Vec<String>> {
-    table.route(&topic("t"), now).into_iter().next().map(|route| route.live)
+    table.route(&topic("t"), None, now).into_iter().next().map(|route| route.live)
 }
 
 fn addresses(list: &[&str]) -> Option<Vec<String>> {
@@ -45,6 +46,21 @@ fn a_claim_counts_for_ten_seconds_and_each_repeat_starts_them_anew() {
     table.register(claim("a", 1, 1, &["n1:1"]), seconds(9)).expect("taken");
     assert_eq!(live(&table, seconds(18)), addresses(&["n1:1"]));
     assert_eq!(live(&table, seconds(19)), None);
+}
+
+#[test]
+fn clients_of_a_named_listener_get_its_addresses_and_the_usual_ones_of_groups_that_have_none() {
+    let mut table = Table::new(None);
+    let listeners = BTreeMap::from([("host".to_owned(), vec!["h1:1".to_owned(), "h2:1".to_owned()])]);
+    table.register(Claim { listeners, ..claim("a", 1, 1, &["n1:1", "n2:1"]) }, T0).expect("taken");
+    table.register(claim("b", 1, 1, &["n3:1"]), T0).expect("taken");
+    let live = |listener: Option<&str>| {
+        let routes = table.route(&topic("t"), listener, T0);
+        routes.into_iter().flat_map(|route| route.live).collect::<Vec<_>>()
+    };
+    assert_eq!(live(Some("host")), ["h1:1", "h2:1", "n3:1"]);
+    assert_eq!(live(Some("vpn")), ["n1:1", "n2:1", "n3:1"]);
+    assert_eq!(live(None), ["n1:1", "n2:1", "n3:1"]);
 }
 
 #[test]
@@ -103,7 +119,7 @@ fn groups_that_share_a_topic_are_listed_by_name() {
         table.register(claim(group, 1, 1, &[address]), T0).expect("taken");
     }
     table.register(Claim { topics: BTreeMap::new(), ..claim("b", 1, 1, &["b1:1"]) }, T0).expect("taken");
-    let groups: Vec<_> = table.route(&topic("t"), T0).into_iter().map(|route| route.group).collect();
+    let groups: Vec<_> = table.route(&topic("t"), None, T0).into_iter().map(|route| route.group).collect();
     assert_eq!(groups, ["a", "c"]);
 }
 
@@ -226,7 +242,7 @@ proptest! {
             };
             said.values().for_each(|step| tell(&mut forward, step));
             said.values().rev().for_each(|step| tell(&mut backward, step));
-            prop_assert_eq!(forward.route(&topic("t"), now), backward.route(&topic("t"), now));
+            prop_assert_eq!(forward.route(&topic("t"), None, now), backward.route(&topic("t"), None, now));
         }
     }
 }

@@ -13,10 +13,10 @@ use std::{
     time::Duration,
 };
 
-use quorate_namesrv::{Doors, NamesrvConfig, RunError, run};
+use quorate_namesrv::{Bound, Doors, NamedListener, NamesrvConfig, RunError, run};
 use quorate_proto::{
     doors::{BoxFuture, Net, NetListener, Stream, TcpNet, connector},
-    namesrv::{RegisterRequest, TopicRoute, UnregisterRequest, name_server_client::NameServerClient},
+    namesrv::{ListenerRoute, RegisterRequest, TopicRoute, UnregisterRequest, name_server_client::NameServerClient},
     time::{Clock, Timestamp},
     v2::{self, Code, messaging_service_client::MessagingServiceClient},
 };
@@ -146,10 +146,26 @@ async fn everything_but_routes_is_answered_not_implemented_inside_the_protocol()
 }
 
 #[tokio::test]
+async fn each_listener_answers_with_the_addresses_for_its_clients() {
+    let house = House::new(1).await;
+    let listener = ListenerRoute { name: "host".into(), live: vec!["127.0.0.1:8082".into(), "127.0.0.1:8081".into()] };
+    house.tell(0, &RegisterRequest { listeners: vec![listener], ..broker(1, 1) }).await.expect("registered");
+    assert_eq!(queues(&house.ask(0, "orders").await), ["a/0@10.0.0.1:8081", "a/1@10.0.0.1:8081"]);
+    let host = route(&house.net, &[house.servers[0].host.clone()], "orders").await;
+    assert_eq!(queues(&host), ["a/0@127.0.0.1:8082", "a/1@127.0.0.1:8082"]);
+    // A broker may register by any of them.
+    let channel = channel(&house.net, &[house.servers[0].host.clone()]);
+    let answer = NameServerClient::new(channel).register(broker(1, 2)).await.expect("answered").into_inner();
+    assert_eq!(answer.code, Code::Ok as i32);
+    let host = route(&house.net, &[house.servers[0].host.clone()], "orders").await;
+    assert_eq!(queues(&host), ["a/0@10.0.0.1:8081", "a/1@10.0.0.1:8081"], "nodes without that listener");
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_an_error_that_names_it() {
     let house = House::new(1).await;
     let taken = house.servers[0].address.clone();
-    let config = NamesrvConfig { listen: taken.clone(), cluster: None };
+    let config = NamesrvConfig { listen: taken.clone(), listeners: vec![], cluster: None };
     let doors = Doors { net: Arc::new(TcpNet), clock: house.clock.clone() };
     let error = run(config, doors, CancellationToken::new(), |_| panic!("not bound")).await.expect_err("in use");
     assert!(matches!(&error, RunError::Bind { .. }) && error.to_string().contains(&taken), "{error}");
@@ -185,6 +201,7 @@ fn broker(number: u32, term: u64) -> RegisterRequest {
         client_address,
         topics_version: 1,
         topics: vec![topic("orders", 2)],
+        listeners: vec![],
     }
 }
 
@@ -226,6 +243,8 @@ struct House {
 
 struct Server {
     address: String,
+    /// Its listener "host".
+    host: String,
     shutdown: CancellationToken,
 }
 
@@ -236,10 +255,13 @@ impl House {
         for _ in 0..count {
             let shutdown = CancellationToken::new();
             let (tell, told) = tokio::sync::oneshot::channel();
-            let config = NamesrvConfig { listen: "127.0.0.1:0".into(), cluster: None };
+            let named = NamedListener { name: "host".into(), listen: "127.0.0.1:0".into() };
+            let config = NamesrvConfig { listen: "127.0.0.1:0".into(), listeners: vec![named], cluster: None };
             let doors = Doors { net: Arc::new(TcpNet), clock: clock.clone() };
-            running.spawn(run(config, doors, shutdown.clone(), |address| drop(tell.send(address))));
-            servers.push(Server { address: told.await.expect("bound"), shutdown });
+            running.spawn(run(config, doors, shutdown.clone(), |bound| drop(tell.send(bound))));
+            let mut bound: Bound = told.await.expect("bound");
+            let host = bound.listeners.remove(0).listen;
+            servers.push(Server { address: bound.address, host, shutdown });
         }
         Self { servers, running, net: Arc::default(), clock }
     }

@@ -5,6 +5,7 @@
 //! Read by the command line, by `lib.rs` and by the services; nothing here opens, resolves or listens.
 
 mod limits;
+mod listener;
 pub mod units;
 
 use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
@@ -12,7 +13,7 @@ use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 use quorate_raft::{FlushMode, GroupConfig, WriterMode};
 use serde::{Deserialize, Serialize};
 
-pub use self::limits::Limits;
+pub use self::{limits::Limits, listener::ListenerConfig};
 
 /// Room of an entry's frame and of one command's fixed fields beside the message.
 const ENTRY_OVERHEAD_BYTES: u64 = 256 << 10;
@@ -92,6 +93,9 @@ pub struct NetworkConfig {
     /// Address that clients are given for this node. Default: what `client_listen` is bound to. Must be set when that is a
     /// wildcard such as `0.0.0.0`; a wrong one leaves clients with addresses they cannot reach.
     pub client_advertise: Option<String>,
+    /// More listeners of clients, for those who reach this node by another address: `["host@0.0.0.0:8181=127.0.0.1:8081", …]`. Default
+    /// none. A client is given the addresses that the nodes have for the listener it came in by; a node without that listener is left out.
+    pub listeners: Vec<ListenerConfig>,
     /// Listener of the other nodes. Default `127.0.0.1:9870`. Never expose it to clients.
     pub peer_listen: String,
     /// Listener of health checks and metrics (HTTP). Default `127.0.0.1:9872`; port 0 takes a free one, an empty text switches it off. It
@@ -233,6 +237,7 @@ impl Default for NetworkConfig {
         Self {
             client_listen: "127.0.0.1:8081".into(),
             client_advertise: None,
+            listeners: Vec::new(),
             peer_listen: "127.0.0.1:9870".into(),
             http_listen: "127.0.0.1:9872".into(),
             name_servers: Vec::new(),
@@ -349,7 +354,7 @@ impl BrokerConfig {
         self.limits.message_bytes_max.max(self.limits.batch_bytes_max) + ENTRY_OVERHEAD_BYTES
     }
 
-    /// What the log is told. `info` is the advertised client address.
+    /// What the log is told. `info` is where clients find this node.
     pub(crate) fn to_group(&self, info: String, seed: u64, writer: WriterMode) -> GroupConfig {
         let flush = match self.storage.flush {
             Flush::Sync => FlushMode::Sync,
@@ -405,11 +410,13 @@ impl BrokerConfig {
 
     fn check_network(&self) -> Result<(), ConfigError> {
         let network = &self.network;
-        for (key, address) in [
+        let named = network.listeners.iter().map(|listener| ("network.listeners", &listener.listen));
+        let all = [
             ("network.client_listen", &network.client_listen),
             ("network.peer_listen", &network.peer_listen),
             ("network.http_listen", &network.http_listen),
-        ] {
+        ];
+        for (key, address) in all.into_iter().chain(named) {
             if key == "network.http_listen" && address.is_empty() {
                 continue;
             }
@@ -421,18 +428,9 @@ impl BrokerConfig {
                 )
             })?;
         }
-        if let Some(advertise) = &network.client_advertise {
-            let key = "network.client_advertise";
-            let (host, port) = split_address(advertise).ok_or_else(|| not_an_address(key, advertise))?;
-            check(!is_wildcard(host) && port != 0, key, || {
-                format!("{advertise} cannot be reached by a client; write the address clients use for this node")
-            })?;
-        } else {
-            let wildcard = split_address(&network.client_listen).is_some_and(|(host, _)| is_wildcard(host));
-            check(!wildcard, "network.client_advertise", || {
-                format!("must be set, because {} is not an address clients can use", network.client_listen)
-            })?;
-        }
+        let advertise = network.client_advertise.as_deref();
+        listener::check_advertised("network.client_advertise", &network.client_listen, advertise)?;
+        listener::check_all(&network.listeners)?;
         for address in &network.name_servers {
             split_address(address).ok_or_else(|| not_an_address("network.name_servers", address))?;
         }
@@ -613,6 +611,8 @@ mod tests {
         let mut silent = BrokerConfig::default();
         silent.network.http_listen = String::new();
         assert_eq!(silent.validate(), Ok(()));
+        let named = "host@0.0.0.0:8181=127.0.0.1:8081";
+        assert!(problem(|c| c.network.listeners = vec![named.parse().expect("legal")]).contains("network.listeners"));
     }
 
     #[test]

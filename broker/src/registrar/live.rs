@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use super::addresses::Addresses;
 use crate::config::RouteConfig;
 
 /// Which nodes are in the route. Fed with what this node hears; time comes as an argument.
@@ -16,15 +17,15 @@ pub(crate) struct LiveNodes {
 pub(crate) struct Seen {
     /// Its number.
     pub number: u16,
-    /// Its advertised client address.
-    pub address: String,
+    /// Where clients find it.
+    pub addresses: Addresses,
     /// It was heard of just now.
     pub alive: bool,
 }
 
 #[derive(Debug)]
 struct Presence {
-    address: String,
+    addresses: Addresses,
     listed: bool,
     /// Since when it has been alive, or gone.
     since: Duration,
@@ -36,9 +37,9 @@ impl LiveNodes {
     pub fn update(&mut self, now: Duration, seen: Vec<Seen>, leader: Option<u16>, config: &RouteConfig) {
         self.leader = leader;
         self.nodes.retain(|number, _| seen.iter().any(|node| node.number == *number));
-        for Seen { number, address, alive } in seen {
+        for Seen { number, addresses, alive } in seen {
             let node = self.nodes.entry(number).or_insert_with(|| Presence {
-                address: address.clone(),
+                addresses: addresses.clone(),
                 listed: alive,
                 since: now,
                 alive,
@@ -53,16 +54,16 @@ impl LiveNodes {
             };
             // A leader serves, however short it has been back.
             node.listed |= alive && leader == Some(number);
-            node.address = address;
+            node.addresses = addresses;
         }
     }
 
-    /// The listed nodes' addresses, leader first, the others by number.
-    pub fn addresses(&self) -> Vec<String> {
+    /// The listed nodes, leader first, the others by number.
+    pub fn listed(&self) -> Vec<&Addresses> {
         let listed = self.nodes.iter().filter(|(_, node)| node.listed);
         let (mut first, rest): (Vec<_>, Vec<_>) = listed.partition(|(number, _)| Some(**number) == self.leader);
         first.extend(rest);
-        first.into_iter().map(|(_, node)| node.address.clone()).collect()
+        first.into_iter().map(|(_, node)| &node.addresses).collect()
     }
 }
 
@@ -75,11 +76,12 @@ mod tests {
     }
 
     fn seen(alive: [bool; 3]) -> Vec<Seen> {
-        (1..).zip(alive).map(|(number, alive)| Seen { number, address: format!("10.0.0.{number}:81"), alive }).collect()
+        let addresses = |number| Addresses::parse(&format!("10.0.0.{number}:81"));
+        (1..).zip(alive).map(|(number, alive)| Seen { number, addresses: addresses(number), alive }).collect()
     }
 
     fn numbers(nodes: &LiveNodes) -> Vec<char> {
-        nodes.addresses().iter().filter_map(|address| address.chars().nth(7)).collect()
+        nodes.listed().iter().filter_map(|node| node.own.chars().nth(7)).collect()
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Name servers do not talk to each other and forget an entry after ten seconds, so a node that is cut off from one is served by
 //! the others. A name server that does not answer delays nobody else.
 
+mod addresses;
 mod live;
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
 
 use quorate_proto::{
     doors::{Net, connector},
-    namesrv::{RegisterRequest, TopicRoute, UnregisterRequest, name_server_client::NameServerClient},
+    namesrv::{ListenerRoute, RegisterRequest, TopicRoute, UnregisterRequest, name_server_client::NameServerClient},
     time::Clock,
     v2::Code,
 };
@@ -27,7 +28,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{info, warn};
 
-use self::live::{LiveNodes, Seen};
+pub(crate) use self::addresses::{Addresses, ListenerName};
+use self::{
+    addresses::Lists,
+    live::{LiveNodes, Seen},
+};
 use crate::{
     config::BrokerConfig,
     metrics::Metrics,
@@ -43,26 +48,31 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// The same at the end of this node.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Addresses of the live nodes, leader first. Cheap to clone; read by every route.
+/// Addresses of the live nodes, leader first, for each listener. Cheap to clone; read by every route.
 #[derive(Clone)]
-pub(crate) struct Live(Arc<RwLock<Arc<[String]>>>);
+pub(crate) struct Live(Arc<RwLock<Arc<Lists>>>);
 
 impl Live {
     /// Knows this node alone, until the registrar has looked.
-    pub fn new(own: String) -> Self {
-        Self(Arc::new(RwLock::new(Arc::from([own]))))
+    pub fn new(own: &Addresses) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(Lists::of(&[own])))))
     }
 
-    /// The list now.
-    pub fn addresses(&self) -> Arc<[String]> {
+    /// The list now, for clients that came in by `listener`.
+    pub fn addresses(&self, listener: &ListenerName) -> Arc<[String]> {
+        self.lists().list(listener)
+    }
+
+    fn lists(&self) -> Arc<Lists> {
         self.0.read().expect("no panic while held").clone()
     }
 
-    fn publish(&self, addresses: Vec<String>) -> bool {
+    fn publish(&self, listed: &[&Addresses]) -> bool {
         let mut now = self.0.write().expect("no panic while held");
-        let changed = **now != *addresses && !addresses.is_empty();
+        let lists = Lists::of(listed).or_as_before(&now);
+        let changed = **now != lists;
         if changed {
-            *now = addresses.into();
+            *now = lists.into();
         }
         changed
     }
@@ -78,8 +88,8 @@ pub(crate) struct Registrar {
     pub shared: Shared,
     /// What it publishes.
     pub live: Live,
-    /// This node's advertised client address.
-    pub address: String,
+    /// Where clients find this node.
+    pub addresses: Addresses,
     /// Monotonic time for presence.
     pub clock: Arc<dyn Clock>,
     /// Name servers, names, hysteresis.
@@ -130,7 +140,7 @@ impl Registrar {
             let status = self.group.status();
             let leader = status.leader.map(|leader| leader.number());
             nodes.update(self.clock.monotonic(), seen(&status), leader, &self.config.route);
-            let moved = self.live.publish(nodes.addresses());
+            let moved = self.live.publish(&nodes.listed());
             if changed || moved || published.is_none_or(|at| at.elapsed() >= HEARTBEAT) {
                 published = Some(Instant::now());
                 // A node that reaches no peer takes no clients, so it must not be found.
@@ -166,14 +176,17 @@ impl Registrar {
             queues: u32::from(topic.queues()),
             accept_message_types: (self.accepted_types)(topic.kind()),
         };
+        let lists = self.live.lists();
+        let listeners = lists.named().map(|(name, live)| ListenerRoute { name: name.to_owned(), live: live.to_vec() });
         RegisterRequest {
             cluster: node.cluster.clone(),
             group: node.group.clone(),
             number: node.number.into(),
             term: status.term.0,
             leader: status.leader == Some(status.id),
-            client_address: self.address.clone(),
-            live: self.live.addresses().to_vec(),
+            client_address: self.addresses.own.clone(),
+            live: lists.list(&None).to_vec(),
+            listeners: listeners.collect(),
             // Grows with everything that is applied, and is the same on all nodes.
             topics_version: status.applied.map_or(0, |applied| applied.index.0 + 1),
             topics: self.shared.read(|machine| machine.topics().map(route).collect()),
@@ -246,8 +259,8 @@ impl NameServer {
 /// The members that have said where clients find them.
 fn seen(status: &GroupStatus) -> Vec<Seen> {
     let member = |member: &quorate_raft::MemberStatus| {
-        let address = member.info.clone().filter(|info| !info.is_empty())?;
-        Some(Seen { number: member.id.number(), address, alive: member.alive })
+        let info = member.info.as_deref().filter(|info| !info.is_empty())?;
+        Some(Seen { number: member.id.number(), addresses: Addresses::parse(info), alive: member.alive })
     };
     status.members.iter().filter_map(member).collect()
 }

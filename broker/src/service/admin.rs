@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::{
     Client, Service,
+    client::came_by,
     forward::Until,
     wire::status::{Fault, ok},
 };
@@ -29,6 +30,7 @@ use crate::{
         kind_of,
     },
     machine::TopicKind,
+    registrar::Addresses,
 };
 
 /// Longest wait for a peer's report.
@@ -56,7 +58,7 @@ impl Operators {
     }
 
     fn until<T>(&self, request: &Request<T>) -> Until {
-        Client::of(request.metadata()).until(Instant::now(), &self.0.config.limits)
+        Client::of(request.metadata(), request.extensions()).until(Instant::now(), &self.0.config.limits)
     }
 }
 
@@ -152,14 +154,14 @@ impl BrokerAdmin for Operators {
         Ok(Response::new(ListGroupsResponse { outcome: Some(outcome(result)), groups }))
     }
 
-    async fn cluster_status(&self, _: Request<ClusterStatusRequest>) -> Answer<ClusterStatusResponse> {
+    async fn cluster_status(&self, request: Request<ClusterStatusRequest>) -> Answer<ClusterStatusResponse> {
         let service = &self.0;
         let mut nodes = vec![service.reporter.report()];
         for (member, report) in service.dispatch.reports(REPORT_TIMEOUT).await {
             nodes.push(report.unwrap_or_else(|error| NodeStatus {
                 number: member.id.number().into(),
                 reachable: false,
-                client_address: member.info.unwrap_or_default(),
+                client_address: member.info.map(|info| Addresses::parse(&info).own).unwrap_or_default(),
                 peer_address: member.peer_address,
                 error,
                 ..NodeStatus::default()
@@ -172,6 +174,8 @@ impl BrokerAdmin for Operators {
             cluster: node.cluster.clone(),
             group: node.group.clone(),
             nodes,
+            route: service.live.addresses(&came_by(request.extensions())).to_vec(),
+            answered_by: node.number.into(),
         }))
     }
 }

@@ -1,13 +1,13 @@
-//! What the headers of a request say about its client, and how long it waits for an answer.
+//! What a request says about its client: its headers, the listener it came in by, and how long it waits for an answer.
 
 use std::time::Duration;
 
 use quorate_proto::v2::Code;
 use tokio::time::Instant;
-use tonic::metadata::MetadataMap;
+use tonic::{Extensions, metadata::MetadataMap};
 
 use super::{forward::Until, wire::status::Fault};
-use crate::{config::Limits, session::Language};
+use crate::{config::Limits, registrar::ListenerName, session::Language};
 
 /// Longest client id.
 const CLIENT_ID_BYTES_MAX: usize = 256;
@@ -29,18 +29,30 @@ pub(crate) struct Client {
     pub language: Language,
     /// `x-mq-namespace`, for requests whose resources name none.
     pub namespace: String,
+    /// The listener that the request came in by.
+    pub listener: ListenerName,
     /// `grpc-timeout`.
     timeout: Option<Duration>,
 }
 
+/// What the gate notes on each request: the listener that it came in by.
+#[derive(Debug, Clone)]
+pub(crate) struct CameBy(pub ListenerName);
+
+/// The listener that a request came in by.
+pub(crate) fn came_by(extensions: &Extensions) -> ListenerName {
+    extensions.get::<CameBy>().and_then(|CameBy(listener)| listener.clone())
+}
+
 impl Client {
     /// Reads the headers. Nothing in them is trusted or required here.
-    pub fn of(metadata: &MetadataMap) -> Self {
+    pub fn of(metadata: &MetadataMap, extensions: &Extensions) -> Self {
         let text = |key| metadata.get(key).and_then(|value| value.to_str().ok()).unwrap_or_default();
         Self {
             id: text("x-mq-client-id").to_owned(),
             language: Language::from_header(text("x-mq-language")),
             namespace: text("x-mq-namespace").to_owned(),
+            listener: came_by(extensions),
             timeout: parse_timeout(text("grpc-timeout")),
         }
     }
@@ -108,7 +120,7 @@ mod tests {
         for (key, value) in headers {
             metadata.insert(*key, value.parse().expect("ascii"));
         }
-        Client::of(&metadata)
+        Client::of(&metadata, &Extensions::new())
     }
 
     fn ms(ms: u64) -> Duration {

@@ -31,10 +31,14 @@ use tower::Service as TowerService;
 use super::{
     Service,
     admin::{Operators, ProtocolAdmin},
+    client::CameBy,
     health::Readiness,
     messaging::Messaging,
 };
-use crate::metrics::{Latencies, Metrics};
+use crate::{
+    metrics::{Latencies, Metrics},
+    registrar::ListenerName,
+};
 
 /// Decode limit of everything that carries no message body: an ack of a thousand entries fits many times.
 const SMALL_REQUEST_BYTES: usize = 1 << 20;
@@ -56,6 +60,7 @@ pub(crate) struct Gate {
     protocol_admin: AdminServer<ProtocolAdmin>,
     health: HealthServer<Readiness>,
     inbound: Arc<Inbound>,
+    listener: ListenerName,
 }
 
 /// Bytes of requests being served.
@@ -66,7 +71,7 @@ struct Inbound {
 }
 
 impl Gate {
-    /// The gate to a node's services.
+    /// The gate to a node's services, at the default listener.
     pub fn new(service: Arc<Service>) -> Self {
         let limits = &service.config.limits;
         let large = usize::try_from(limits.request_bytes_max).unwrap_or(usize::MAX);
@@ -81,7 +86,13 @@ impl Gate {
             operators: BrokerAdminServer::new(Operators(service)).max_decoding_message_size(SMALL_REQUEST_BYTES),
             protocol_admin: AdminServer::new(ProtocolAdmin).max_decoding_message_size(SMALL_REQUEST_BYTES),
             inbound: Arc::new(inbound),
+            listener: None,
         }
+    }
+
+    /// The same gate at another listener: the bytes let in are counted together.
+    pub fn at(&self, listener: ListenerName) -> Self {
+        Self { listener, ..self.clone() }
     }
 }
 
@@ -96,7 +107,8 @@ impl TowerService<Request<Body>> for Gate {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Answer {
+    fn call(&mut self, mut request: Request<Body>) -> Answer {
+        request.extensions_mut().insert(CameBy(self.listener.clone()));
         let path = request.uri().path();
         if let Some(method) = path.strip_prefix(MESSAGING) {
             let timed = Timed::new(method, &self.inbound.service.metrics);

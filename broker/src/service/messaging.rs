@@ -26,8 +26,8 @@ type AnswerStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub(crate) struct Messaging(pub Arc<Service>);
 
 fn open<T>(request: Request<T>) -> (Client, T) {
-    let (metadata, _, message) = request.into_parts();
-    (Client::of(&metadata), message)
+    let (metadata, extensions, message) = request.into_parts();
+    (Client::of(&metadata, &extensions), message)
 }
 
 fn not_built(what: &str) -> Option<V2Status> {

@@ -55,7 +55,7 @@ pub(crate) struct Service {
     pub renewals: Renewals,
     /// Addresses for routes.
     pub live: Live,
-    /// This node's advertised client address.
+    /// This node's address for clients of the default listener, which messages name as where they are stored.
     pub address: String,
     /// The node's clocks.
     pub clock: Arc<dyn Clock>,

@@ -2,9 +2,9 @@
 //!
 //! CPU time, memory and file system come from `/proc`, read when asked; elsewhere they are 0. They inform people and decide nothing.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, sync::Arc};
 
-use quorate_proto::admin::NodeStatus;
+use quorate_proto::{admin::NodeStatus, time::Clock};
 use quorate_raft::{Group, Role};
 
 use crate::{
@@ -19,6 +19,7 @@ const TICK_US: u64 = 10_000;
 #[derive(Clone)]
 pub(crate) struct Reporter {
     group: Group<Replica>,
+    clock: Arc<dyn Clock>,
     client_address: String,
     peer_address: String,
     flush: Flush,
@@ -27,10 +28,11 @@ pub(crate) struct Reporter {
 
 impl Reporter {
     /// A reporter of this node.
-    pub fn new(group: Group<Replica>, client_address: String, config: &BrokerConfig) -> Self {
+    pub fn new(group: Group<Replica>, clock: Arc<dyn Clock>, client_address: String, config: &BrokerConfig) -> Self {
         let own = config.peers().into_iter().find(|peer| peer.number == config.node.number);
         Self {
             group,
+            clock,
             client_address,
             peer_address: own.map_or_else(|| config.network.peer_listen.clone(), |peer| peer.address),
             flush: config.storage.flush,
@@ -75,6 +77,7 @@ impl Reporter {
             entries: status.entries,
             pid: std::process::id().into(),
             error: String::new(),
+            wall_ms: self.clock.now().0,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! QueryRoute and QueryAssignment: which queues a topic has and where to reach them.
+//! QueryRoute and QueryAssignment: which queues a topic has and where to reach them, seen from the listener that the client came in by.
 
 use quorate_proto::{
     names::TopicName,
@@ -85,7 +85,8 @@ impl Service {
         asked: Option<&Endpoints>,
         kind: TopicKind,
     ) -> MessageQueue {
-        let endpoints = endpoints::shape(&self.live.addresses(), client.language, asked, &self.config.route);
+        let endpoints =
+            endpoints::shape(&self.live.addresses(&client.listener), client.language, asked, &self.config.route);
         MessageQueue {
             topic,
             id: 0,

@@ -1,10 +1,11 @@
-//! The client listener: open while this node can serve, closed while it cannot.
+//! The client listeners: open while this node can serve, closed while it cannot.
 //!
-//! A node that reaches no peer would only make its clients wait, so it says GOAWAY, closes its listener (connects are refused, which
-//! clients take as "next address") and opens it again once it is back. Planned stops go the same way. What is under way may end
+//! All of them open and close together; they differ in their names, which routes depend on. A node that reaches no peer would only make its clients wait, so it says GOAWAY, closes its listeners (connects are refused, which
+//! clients take as "next address") and opens them again once it is back. Planned stops go the same way. What is under way may end
 //! within a grace period; after that connections are cut, so that no client can keep a node from closing.
 
 use std::{
+    future::Future,
     io,
     pin::Pin,
     sync::Arc,
@@ -12,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use quorate_proto::doors::{Net, NetListener, Stream, incoming};
 use quorate_raft::LeaderView;
 use tokio::{
@@ -24,7 +25,7 @@ use tonic::transport::Server;
 use tracing::{info, warn};
 
 use super::{Gate, Service};
-use crate::metrics::Metrics;
+use crate::{metrics::Metrics, registrar::ListenerName};
 
 /// What calls under way get before connections are cut.
 const GRACE: Duration = Duration::from_secs(1);
@@ -39,7 +40,15 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Rest before a port is tried again that could not be bound.
 const REBIND_PAUSE: Duration = Duration::from_millis(200);
 
-/// The listener of one node.
+/// A bound listener of clients.
+pub(crate) struct Entrance {
+    /// Its name.
+    pub name: ListenerName,
+    /// The port.
+    pub listener: Arc<dyn NetListener>,
+}
+
+/// The listeners of one node.
 pub(crate) struct ClientServer {
     /// The door.
     pub net: Arc<dyn Net>,
@@ -50,14 +59,15 @@ pub(crate) struct ClientServer {
 }
 
 impl ClientServer {
-    /// Serves on `listener`, closing and reopening its address as the group comes and goes, until `stop`.
-    pub async fn run(mut self, listener: Arc<dyn NetListener>, stop: CancellationToken) {
-        let address = listener.local_address();
-        let mut listener = Some(listener);
+    /// Serves at `entrances`, closing and reopening their addresses as the group comes and goes, until `stop`.
+    pub async fn run(mut self, entrances: Vec<Entrance>, stop: CancellationToken) {
+        let address = |entrance: &Entrance| (entrance.name.clone(), entrance.listener.local_address());
+        let addresses: Vec<_> = entrances.iter().map(address).collect();
+        let mut entrances = Some(entrances);
         let gate = Gate::new(self.service.clone());
         while !stop.is_cancelled() {
-            if let Some(listener) = listener.take() {
-                self.serve(&gate, listener, &stop).await;
+            if let Some(entrances) = entrances.take() {
+                self.serve(&gate, entrances, &stop).await;
                 continue;
             }
             let reached = tokio::select! {
@@ -65,7 +75,7 @@ impl ClientServer {
                 reached = self.leadership.wait_for(|view| !view.isolated) => reached.is_ok(),
             };
             if reached {
-                listener = self.reopen(&address).await;
+                entrances = self.reopen(&addresses).await;
             } else {
                 // The group has stopped; the node is about to follow.
                 stop.cancelled().await;
@@ -73,56 +83,67 @@ impl ClientServer {
         }
     }
 
-    async fn reopen(&self, address: &str) -> Option<Arc<dyn NetListener>> {
-        match self.net.listen(address).await {
-            Ok(listener) => {
-                info!(address, "client listener open again");
-                Some(listener)
-            }
-            Err(error) => {
-                warn!(address, %error, "client listener could not be opened again");
-                tokio::time::sleep(REBIND_PAUSE).await;
-                None
+    /// All of them, or none: clients of one network must not take a node for live that those of another cannot reach.
+    async fn reopen(&self, addresses: &[(ListenerName, String)]) -> Option<Vec<Entrance>> {
+        let mut entrances = Vec::new();
+        for (name, address) in addresses {
+            match self.net.listen(address).await {
+                Ok(listener) => entrances.push(Entrance { name: name.clone(), listener }),
+                Err(error) => {
+                    warn!(address, %error, "client listener could not be opened again");
+                    tokio::time::sleep(REBIND_PAUSE).await;
+                    return None;
+                }
             }
         }
+        for (_, address) in addresses {
+            info!(address, "client listener open again");
+        }
+        Some(entrances)
     }
 
     /// Serves until this node is cut off or stops.
-    async fn serve(&mut self, gate: &Gate, listener: Arc<dyn NetListener>, stop: &CancellationToken) {
-        let limits = &self.service.config.limits;
+    async fn serve(&mut self, gate: &Gate, entrances: Vec<Entrance>, stop: &CancellationToken) {
         let closing = self.service.open();
         let cut = CancellationToken::new();
+        let mut served: FuturesUnordered<_> =
+            entrances.into_iter().map(|entrance| self.server(gate, entrance, &closing, &cut)).collect();
+        tokio::select! {
+            // The incoming stream never ends by itself.
+            result = served.next() => warn!(?result, "client server ended"),
+            () = stop.cancelled() => info!("client listener closes, the node stops"),
+            _ = self.leadership.wait_for(|view| view.isolated) => {
+                warn!("client listener closes, no peer can be reached");
+            }
+        }
+        closing.cancel();
+        let all = async { while served.next().await.is_some() {} };
+        tokio::pin!(all);
+        if tokio::time::timeout(GRACE, &mut all).await.is_err() {
+            cut.cancel();
+            // Cut connections end as soon as they are polled.
+            let _ = tokio::time::timeout(AFTER_CUT, all).await;
+        }
+    }
+
+    /// What serves one listener; it lets go when `closing`, and its connections are cut by `cut`.
+    fn server(
+        &self,
+        gate: &Gate,
+        Entrance { name, listener }: Entrance,
+        closing: &CancellationToken,
+        cut: &CancellationToken,
+    ) -> impl Future<Output = Result<(), tonic::transport::Error>> + use<> {
+        let limits = &self.service.config.limits;
         let connections = connections(listener, limits.connections_max, cut.clone(), self.service.metrics.clone());
-        let served = Server::builder()
+        Server::builder()
             .max_concurrent_streams(limits.streams_per_connection_max)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .http2_max_header_list_size(u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX))
             .http2_keepalive_interval(Some(PING_AFTER))
             .http2_keepalive_timeout(Some(PING_TIMEOUT))
-            .serve_with_incoming_shutdown(gate.clone(), connections, closing.clone().cancelled_owned());
-        tokio::pin!(served);
-        let ended = tokio::select! {
-            // The incoming stream never ends by itself.
-            result = &mut served => {
-                warn!(?result, "client server ended");
-                true
-            }
-            () = stop.cancelled() => {
-                info!("client listener closes, the node stops");
-                false
-            }
-            _ = self.leadership.wait_for(|view| view.isolated) => {
-                warn!("client listener closes, no peer can be reached");
-                false
-            }
-        };
-        closing.cancel();
-        if !ended && tokio::time::timeout(GRACE, &mut served).await.is_err() {
-            cut.cancel();
-            // Cut connections end as soon as they are polled.
-            let _ = tokio::time::timeout(AFTER_CUT, served).await;
-        }
+            .serve_with_incoming_shutdown(gate.at(name), connections, closing.clone().cancelled_owned())
     }
 }
 
