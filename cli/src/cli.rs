@@ -3,8 +3,9 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    bench::BenchCommand, broker::BrokerArgs, cluster::ClusterCommand, dev::DevCommand, group::GroupCommand,
-    health::HealthArgs, message::MessageCommand, namesrv::NamesrvArgs, output::Format, topic::TopicCommand,
+    bench::BenchCommand, broker::BrokerArgs, cluster::ClusterCommand, dev::DevCommand, doctor::DoctorCommand,
+    group::GroupCommand, health::HealthArgs, message::MessageCommand, namesrv::NamesrvArgs, output::Format,
+    topic::TopicCommand,
 };
 
 /// A message broker that speaks RocketMQ 5's protocol and keeps everything in one Raft log per broker group.
@@ -44,6 +45,8 @@ pub enum Command {
     /// Look at the broker group
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Check from a client's place that the group can be used: addresses, routes, clocks, quorum; exit code 3 if something is wrong
+    Doctor(DoctorCommand),
     /// Send and receive single messages
     #[command(subcommand)]
     Message(MessageCommand),

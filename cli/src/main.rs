@@ -8,6 +8,7 @@ mod cli;
 mod cluster;
 mod config;
 mod dev;
+mod doctor;
 mod failure;
 mod group;
 mod health;
@@ -85,6 +86,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             };
             Ok(health.map_err(failed)?.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS))
         }),
+        Command::Doctor(command) => on(1, command.run(endpoints, cli.output)),
         Command::Bench(command) => on(command.threads(), async {
             match command.run(endpoints).await? {
                 Some(answer) => print(cli, answer),

@@ -85,6 +85,41 @@ fn a_node_serves_the_commands_and_stops_in_order() {
     assert!(code == 1 && err.contains("node 1"), "{err}");
 }
 
+/// The doctor stands where a client stands: a route that leads nowhere is found by it, and by nobody who asks the nodes.
+#[test]
+fn the_doctor_finds_an_address_that_clients_are_given_and_cannot_reach() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (data, config) = (dir.path().join("data"), config(dir.path(), ""));
+    let listeners = "[network]\nlisteners = [\"astray@127.0.0.1:0=127.0.0.1:1\"]\n";
+    let config = {
+        let text = std::fs::read_to_string(&config).expect("written") + listeners;
+        std::fs::write(&config, text).expect("written");
+        config
+    };
+    let mut node = Role::start(&broker(&data, &["--config", &config]));
+    let (endpoint, astray) = node.ready_both("client", "listeners");
+    let astray = astray.split(['@', '=']).nth(1).expect("where it listens");
+
+    let fine = run_until_fine(&["doctor", "-o", "json", "--endpoints", &endpoint]);
+    assert!(fine.contains("\"healthy\":true") && !fine.contains("\"wrong\""), "{fine}");
+    assert!(fine.contains("no topic yet"), "{fine}");
+    // It made none to ask for its route.
+    let at = ["--endpoints", endpoint.as_str()];
+    assert_eq!(run_until_fine(&[&["topic", "list", "-o", "json"], &at[..]].concat()).trim(), "[]");
+    run_until_fine(&[&["topic", "create", "t"], &at[..]].concat());
+    assert!(run_until_fine(&["doctor", "--endpoints", &endpoint]).contains("(topic t)"));
+
+    let (code, out, err) = said(&run(&["doctor", "--endpoints", astray]));
+    assert!(
+        code == 3 && out.contains("127.0.0.1:1, given to clients of") && out.contains("network.listeners"),
+        "{out}{err}"
+    );
+    let (code, out, _) = said(&run(&["doctor", "-o", "json", "--endpoints", "127.0.0.1:1"]));
+    assert!(code == 3 && out.contains("\"healthy\":false"), "{out}");
+    assert_eq!(said(&run(&["doctor", "--endpoints", "nowhere"])).0, 2);
+    assert_eq!(node.stop().code(), Some(0));
+}
+
 #[test]
 fn a_name_server_runs_alone_and_stops_in_order() {
     let mut server = Role::start(&["namesrv", "--listen", "127.0.0.1:0"]);

@@ -5,12 +5,16 @@
 
 use std::{fmt, sync::Arc};
 
-use quorate_proto::admin::{self, broker_admin_client::BrokerAdminClient};
+use quorate_proto::{
+    admin::{self, broker_admin_client::BrokerAdminClient},
+    v2,
+};
 
 use crate::{
-    error::{AdminError, CallError, check_code},
-    identity::Identity,
-    transport::{Attempts, CallLimits, Connection, Transport},
+    error::{AdminError, CallError, check_code, check_status},
+    identity::{Identity, resource},
+    route::{addresses, wire_endpoints},
+    transport::{Attempts, CallLimits, Connection, Transport, messaging},
 };
 
 /// Asks broker nodes; tries the next one when one cannot be reached. Cheap to clone.
@@ -129,6 +133,28 @@ impl Admin {
         let mut groups = answer?.groups;
         groups.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(groups)
+    }
+
+    /// The addresses that clients are given for a topic, each once, in the order of its route. Asked anew each time, and answered by name
+    /// servers too. A node that makes unknown topics makes this one.
+    ///
+    /// # Errors
+    /// `Refused` with 40402 if there is no such topic and none is made.
+    pub async fn route(&self, topic: &str) -> Result<Vec<String>, AdminError> {
+        let endpoints = Some(wire_endpoints(&self.endpoints));
+        let request = v2::QueryRouteRequest { topic: Some(resource(topic)), endpoints };
+        let mut attempts = Attempts::new(&self.transport, self.limits);
+        let answer = loop {
+            let attempt = attempts.next(&self.endpoints).await?;
+            let mut client = messaging(&attempt.connection);
+            let call = client.query_route(self.identity.request(request.clone(), attempt.timeout));
+            let answer = attempts.answer(&attempt, call).await.map(tonic::Response::into_inner);
+            match answer.and_then(|answer| check_status(answer.status.as_ref()).map(|()| answer)) {
+                Ok(answer) => break answer,
+                Err(error) => attempts.failed(&attempt, error)?,
+            }
+        };
+        Ok(addresses(answer.message_queues))
     }
 
     /// The state of every node, as one of them gathered it, by number.

@@ -129,6 +129,17 @@ fn text(address: &v2::Address) -> Arc<str> {
     }
 }
 
+/// The addresses of an answered route, each once, in its order.
+pub(crate) fn addresses(queues: Vec<v2::MessageQueue>) -> Vec<String> {
+    let mut addresses: Vec<String> = Vec::new();
+    for address in Route::from_wire(queues).addresses() {
+        if !addresses.iter().any(|known| known.as_str() == &**address) {
+            addresses.push(address.to_string());
+        }
+    }
+    addresses
+}
+
 /// The routes a client knows.
 pub(crate) struct Routes {
     shared: Arc<Shared>,
@@ -327,6 +338,11 @@ mod tests {
         assert!(of_group.windows(2).all(|pair| pair[0] == pair[1]) && of_group.len() == 4);
         assert_eq!(route.addresses().map(|address| &**address).collect::<Vec<_>>(), nodes);
         assert!(Route::from_wire(Vec::new()).queue_to_write(None).is_none());
+        let two = vec![
+            queue("g", 0, Permission::ReadWrite, &nodes),
+            queue("h", 0, Permission::ReadWrite, &["127.0.0.1:3", "127.0.0.1:1"]),
+        ];
+        assert_eq!(addresses(two), ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]);
     }
 
     #[test]
