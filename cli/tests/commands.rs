@@ -10,7 +10,7 @@ use nodes::{Role, broker, config, quorate, run, run_until_fine, said};
 fn help_is_no_error_and_wrong_usage_is_code_two() {
     let (code, out, _) = said(&run(&["--help"]));
     assert_eq!(code, 0);
-    for command in ["broker", "namesrv", "health", "dev", "topic", "group", "cluster", "message", "bench"] {
+    for command in ["broker", "namesrv", "health", "dev", "topic", "group", "cluster", "doctor", "message", "bench"] {
         assert!(out.contains(command), "{out}");
     }
     assert_eq!(said(&run(&["topic", "create"])).0, 2);

@@ -8,9 +8,10 @@ use super::{
 };
 
 /// Pages that say which test stands behind what.
-const PAGES: [&str; 6] = [
+const PAGES: [&str; 7] = [
     "README.md",
     "docs/ARCHITECTURE.md",
+    "docs/OPERATIONS.md",
     "docs/PROMISES.md",
     "docs/adr/0001-openraft-pinned.md",
     "docs/adr/0003-one-client-listener.md",
@@ -51,10 +52,11 @@ fn the_files_and_tests_that_the_pages_name_exist() {
         let folder = Path::new(page).parent().expect("a page is in a folder");
         let gone = |path: &str| !root.join(path).exists() && !root.join(folder).join(path).exists();
         for name in named(&text) {
-            let is_test =
-                name.matches('_').count() >= 3 && !name.contains(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-            let is_path =
-                name.contains('/') && [".rs", ".py", ".md", ".toml"].iter().any(|ending| name.ends_with(ending));
+            // Names in capitals are variables.
+            let is_legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            let is_test = name.matches('_').count() >= 3 && name.chars().all(is_legal);
+            let is_path = name.contains('/')
+                && [".rs", ".py", ".md", ".toml", ".yaml", ".sh"].iter().any(|ending| name.ends_with(ending));
             if is_test && !functions.contains(name) {
                 faults.push(format!("{page}: there is no function {name}"));
             }

@@ -182,8 +182,8 @@ fn too_many_wiped(me: NodeId, cards: &BTreeMap<u16, Card>) -> Option<String> {
     Some(format!(
         "the data directories of nodes {wiped:?} are new, and the remaining nodes {left:?} are no majority of the group: what \
          was acknowledged cannot be known. Bring back the old directory of one of {wiped:?} if it still exists. If it does \
-         not: stop all nodes, keep a copy of the directories of {left:?}, then start a new group from the longest of them as \
-         docs/OPERATIONS.md, \"more than one directory lost\", says; entries that only the lost nodes had are gone"
+         not: stop all nodes, keep a copy of the directories of {left:?}, and start a new, empty group as docs/OPERATIONS.md, \
+         \"More than one directory lost\", says"
     ))
 }
 
