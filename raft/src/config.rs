@@ -20,6 +20,23 @@ pub enum WriterMode {
     Task,
 }
 
+/// How a follower tells a leader whose process is gone from one that is merely silent, without waiting for a timeout.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FastPath {
+    /// Connects in a row that the leader's port must refuse.
+    pub probes: u32,
+    /// Pause between two of them.
+    pub pause: Duration,
+    /// After a fast election no other one for this long, on this node.
+    pub rest: Duration,
+}
+
+impl Default for FastPath {
+    fn default() -> Self {
+        Self { probes: 3, pause: Duration::from_millis(5), rest: Duration::from_secs(5) }
+    }
+}
+
 /// A member of the group at its birth.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Member {
@@ -62,6 +79,8 @@ pub struct GroupConfig {
     pub heartbeat: Duration,
     /// Shortest and longest election timeout (openraft adds the longest as lease).
     pub election_timeout: (Duration, Duration),
+    /// Campaign at once when the leader's process is seen to be gone; `None` leaves it to the timeouts.
+    pub fast_path: Option<FastPath>,
     /// Start a group with this node's members although peers are unreachable or not empty (`--bootstrap`).
     pub bootstrap: bool,
     /// Seed of every random choice of this node.
@@ -127,6 +146,16 @@ impl GroupConfig {
         }
         if shortest >= longest {
             return refuse(format!("election_timeout: {shortest:?} must be shorter than {longest:?}"));
+        }
+        if let Some(FastPath { probes, pause, rest }) = self.fast_path {
+            if !(1..=20).contains(&probes) || pause.is_zero() || pause * probes > shortest {
+                return refuse(format!(
+                    "fast_path: {probes} probes every {pause:?}, must be 1 to 20 and together shorter than {shortest:?}"
+                ));
+            }
+            if rest < Duration::from_secs(1) {
+                return refuse(format!("fast_path: a rest of {rest:?}, must be at least 1 s"));
+            }
         }
         if self.leader_restore && !cfg!(feature = "mutant-leader-restore") {
             return refuse(

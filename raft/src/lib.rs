@@ -24,11 +24,11 @@ pub mod snapshot;
 mod store;
 pub mod types;
 
-pub use config::{ConfigError, FlushMode, GroupConfig, Member, WriterMode};
+pub use config::{ConfigError, FastPath, FlushMode, GroupConfig, Member, WriterMode};
 pub use disk::{Disk, DiskFile, RealDisk, SimDisk};
 pub use group::{
-    CallError, CallHandler, Doors, Group, GroupHealth, GroupStatus, LeaderView, MachineStart, MemberStatus,
-    ProposeError, Role, StartError, VoterHealth,
+    CallError, CallHandler, Cause, Doors, Group, GroupHealth, GroupStatus, LeaderChange, LeaderView, MachineStart,
+    MemberStatus, ProposeError, Role, StartError, TransferError, VoterHealth,
 };
 pub use log::LogView;
 pub use machine::{CommittedEntry, ImagePoint, MachineError, StateMachine};

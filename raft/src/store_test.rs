@@ -186,6 +186,7 @@ fn config(dir: std::path::PathBuf, writer: WriterMode) -> GroupConfig {
         writer,
         heartbeat: std::time::Duration::from_millis(50),
         election_timeout: (std::time::Duration::from_millis(150), std::time::Duration::from_millis(250)),
+        fast_path: None,
         bootstrap: false,
         seed: 1,
         leader_restore: false,

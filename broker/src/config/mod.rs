@@ -4,6 +4,7 @@
 //! ([`units`]). Every default serves a three-node group on one machine; a real group sets `node`, `network` and `storage.data_dir`.
 //! Read by the command line, by `lib.rs` and by the services; nothing here opens, resolves or listens.
 
+mod election;
 mod limits;
 mod listener;
 pub mod units;
@@ -13,7 +14,11 @@ use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 use quorate_raft::{FlushMode, GroupConfig, WriterMode};
 use serde::{Deserialize, Serialize};
 
-pub use self::{limits::Limits, listener::ListenerConfig};
+pub use self::{
+    election::{ElectionConfig, Profile, Timers},
+    limits::Limits,
+    listener::ListenerConfig,
+};
 
 /// Room of an entry's frame and of one command's fixed fields beside the message.
 const ENTRY_OVERHEAD_BYTES: u64 = 256 << 10;
@@ -72,6 +77,10 @@ pub struct NodeConfig {
     /// Form the group although a peer is unreachable or not empty. Default false. Set by hand on one node once, never in a file:
     /// two groups formed this way lose what one of them stored.
     pub bootstrap: bool,
+    /// How long a node that is told to stop waits while the group would have no majority without it. Default `30s`. A second signal
+    /// ends the wait and the process at once.
+    #[serde(with = "units::duration")]
+    pub stop_wait_max: Duration,
 }
 
 /// One node of the group: its number and where its peer listener is.
@@ -153,21 +162,6 @@ pub struct RetentionConfig {
     pub age_max: Duration,
 }
 
-/// How fast a dead leader is noticed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ElectionConfig {
-    /// Time between the leader's heartbeats. Default `60ms`; at most a third of `timeout_min`.
-    #[serde(with = "units::duration")]
-    pub heartbeat: Duration,
-    /// Shortest election timeout. Default `250ms`. Below the longest stall of the machine, leaders are deposed for nothing.
-    #[serde(with = "units::duration")]
-    pub timeout_min: Duration,
-    /// Longest election timeout, which is also how long a vote is kept from others. Default `500ms`. Adds to every failover.
-    #[serde(with = "units::duration")]
-    pub timeout_max: Duration,
-}
-
 /// Topics.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -228,7 +222,14 @@ pub enum RouteMode {
 
 impl Default for NodeConfig {
     fn default() -> Self {
-        Self { cluster: "quorate".into(), group: "broker-a".into(), number: 1, peers: Vec::new(), bootstrap: false }
+        Self {
+            cluster: "quorate".into(),
+            group: "broker-a".into(),
+            number: 1,
+            peers: Vec::new(),
+            bootstrap: false,
+            stop_wait_max: Duration::from_secs(30),
+        }
     }
 }
 
@@ -262,16 +263,6 @@ impl Default for StorageConfig {
 impl Default for RetentionConfig {
     fn default() -> Self {
         Self { log_bytes_max: 0, age_max: Duration::from_secs(72 * 60 * 60) }
-    }
-}
-
-impl Default for ElectionConfig {
-    fn default() -> Self {
-        Self {
-            heartbeat: Duration::from_millis(60),
-            timeout_min: Duration::from_millis(250),
-            timeout_max: Duration::from_millis(500),
-        }
     }
 }
 
@@ -337,7 +328,7 @@ impl BrokerConfig {
         self.check_node()?;
         self.check_network()?;
         self.check_storage()?;
-        self.check_election()?;
+        self.election.check()?;
         self.check_limits()
     }
 
@@ -361,6 +352,7 @@ impl BrokerConfig {
             Flush::Async => FlushMode::Async(self.storage.flush_interval),
         };
         let peers = self.peers().into_iter();
+        let timers = self.election.timers();
         GroupConfig {
             cluster: self.node.cluster.clone(),
             number: self.node.number,
@@ -377,8 +369,9 @@ impl BrokerConfig {
             follower_window_bytes: as_usize(self.storage.follower_window_bytes),
             flush,
             writer,
-            heartbeat: self.election.heartbeat,
-            election_timeout: (self.election.timeout_min, self.election.timeout_max),
+            heartbeat: timers.heartbeat,
+            election_timeout: (timers.timeout_min, timers.timeout_max),
+            fast_path: self.election.fast_path(),
             bootstrap: self.node.bootstrap,
             seed,
             leader_restore: false,
@@ -466,28 +459,6 @@ impl BrokerConfig {
         let interval = storage.flush_interval;
         check(!interval.is_zero() && interval <= Duration::from_secs(10), "storage.flush_interval", || {
             format!("{} is out of range; write 1ms to 10s", units::format_duration(interval))
-        })
-    }
-
-    fn check_election(&self) -> Result<(), ConfigError> {
-        let election = &self.election;
-        check(
-            !election.heartbeat.is_zero() && election.heartbeat <= election.timeout_min / 3,
-            "election.heartbeat",
-            || {
-                format!(
-                    "{} must be more than 0 and at most a third of election.timeout_min ({})",
-                    units::format_duration(election.heartbeat),
-                    units::format_duration(election.timeout_min),
-                )
-            },
-        )?;
-        check(election.timeout_min < election.timeout_max, "election.timeout_max", || {
-            format!(
-                "{} must be longer than election.timeout_min ({}), or votes split again and again",
-                units::format_duration(election.timeout_max),
-                units::format_duration(election.timeout_min),
-            )
         })
     }
 
@@ -634,7 +605,7 @@ mod tests {
     #[test]
     fn relations_between_values_are_checked_with_a_remedy() {
         assert!(problem(|c| c.election.heartbeat = Duration::from_millis(200)).contains("third"));
-        assert!(problem(|c| c.election.timeout_max = Duration::from_millis(250)).contains("longer"));
+        assert!(problem(|c| c.election.timeout_max = Duration::from_millis(150)).contains("longer"));
         assert!(problem(|c| c.storage.segment_bytes = 8 << 20).contains("32MiB"));
         assert!(problem(|c| c.retention.log_bytes_max = 1 << 30).contains("2GiB"));
         assert!(problem(|c| c.limits.request_bytes_max = 4 << 20).contains("request_bytes_max"));

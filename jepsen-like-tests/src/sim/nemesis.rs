@@ -49,6 +49,8 @@ pub enum Kind {
     OneWay,
     /// A link goes away and comes back, many times.
     Flap,
+    /// A firewall between two nodes rejects: each looks to the other as if its process had died.
+    Reject,
     /// Connections stall and break, and latency grows.
     Weather,
     /// A disk needs up to 400 ms for each sync.
@@ -73,7 +75,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::KillLeader,
         Self::KillAny,
         Self::KillAll,
@@ -88,6 +90,7 @@ impl Kind {
         Self::CutPair,
         Self::OneWay,
         Self::Flap,
+        Self::Reject,
         Self::Weather,
         Self::SlowDisk,
         Self::SlowDisks,
@@ -117,6 +120,7 @@ impl Kind {
             Self::CutPair => "cut a pair",
             Self::OneWay => "cut one way",
             Self::Flap => "flapping link",
+            Self::Reject => "rejecting firewall",
             Self::Weather => "bad weather",
             Self::SlowDisk => "slow disk",
             Self::SlowDisks => "slow disks",
@@ -260,6 +264,12 @@ impl<S: Subject> Lane<S> {
                     self.cut(&[(nodes[0], nodes[1]), (nodes[1], nodes[0])], 20..=500).await;
                     sleep(self.dice.millis(20..=500)).await;
                 }
+            }
+            Kind::Reject => {
+                let nodes = self.shuffled();
+                self.world.firewall(nodes[0], nodes[1], true);
+                sleep(self.dice.millis(20..=4000)).await;
+                self.world.firewall(nodes[0], nodes[1], false);
             }
             Kind::Weather => {
                 let (latency, trouble) = (self.dice.millis(2..=80), self.dice.within(0..=30) as u32);

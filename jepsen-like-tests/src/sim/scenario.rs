@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use quorate_raft::FlushMode;
+use quorate_raft::{FastPath, FlushMode};
 
 use super::{dice::Dice, nemesis::Kind};
 
@@ -35,6 +35,8 @@ pub struct Scenario {
     pub heartbeat: Duration,
     /// Shortest and longest election timeout.
     pub election_timeout: (Duration, Duration),
+    /// Whether and how a leader's dead process is noticed at once.
+    pub fast_path: Option<FastPath>,
     /// Latency of a healthy network, one way.
     pub latency: (Duration, Duration),
     /// Time of a healthy sync.
@@ -76,6 +78,10 @@ impl Scenario {
             flush: dice.pick(&[FlushMode::Sync, FlushMode::Sync, FlushMode::Sync, FlushMode::Async(ASYNC_EVERY)]),
             heartbeat,
             election_timeout: (election, election * 2),
+            fast_path: Some(FastPath {
+                rest: dice.pick(&[Duration::from_secs(1), Duration::from_secs(5)]),
+                ..FastPath::default()
+            }),
             latency: (Duration::from_micros(100), Duration::from_micros(dice.pick(&[500, 1500, 5000]))),
             sync: (Duration::from_micros(300), Duration::from_micros(dice.pick(&[1000, 3000, 10_000]))),
             retention: dice.chance(75),

@@ -520,6 +520,7 @@ impl<S: Subject> World<S> {
             writer: WriterMode::Task,
             heartbeat: scenario.heartbeat,
             election_timeout: scenario.election_timeout,
+            fast_path: scenario.fast_path,
             bootstrap: false,
             seed: Dice::new(scenario.seed ^ u64::from(run) << 32, &host(number)).draw(),
             leader_restore: scenario.leader_restore,
@@ -535,6 +536,16 @@ impl<S: Subject> World<S> {
             false => self.0.network.cut(&host(from), &host(to)),
         }
         self.witness().link(from, to, open);
+    }
+
+    /// Puts a firewall that rejects between two nodes, or takes it away.
+    pub fn firewall(&self, one: u16, other: u16, closed: bool) {
+        match closed {
+            true => self.0.network.reject(&host(one), &host(other)),
+            false => self.0.network.accept(&host(one), &host(other)),
+        }
+        self.witness().link(one, other, !closed);
+        self.witness().link(other, one, !closed);
     }
 
     /// Sets the latency of all links and the chance, per mille and write, that a connection stalls or breaks.

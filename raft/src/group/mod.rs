@@ -45,9 +45,11 @@ use crate::{
 };
 
 mod birth;
+mod fast_path;
 mod floor;
 mod gate;
 mod health;
+mod history;
 mod members;
 mod metrics;
 mod propose;
@@ -57,8 +59,13 @@ mod status;
 mod transfer;
 mod watcher;
 
+pub use history::{Cause, LeaderChange};
+pub use transfer::TransferError;
+
+use fast_path::Turn;
 use gate::Gate;
 pub use health::{GroupHealth, VoterHealth};
+use history::History;
 
 /// The doors of a node: everything it touches outside itself.
 #[derive(Clone)]
@@ -254,6 +261,8 @@ struct Inner {
     applied: watch::Receiver<Applied>,
     inflight: Semaphore,
     gate: Arc<Gate>,
+    turn: Turn,
+    history: History,
     fatal: Fatal,
     scope: Scope,
     stop: CancellationToken,
@@ -382,14 +391,20 @@ impl<M: StateMachine> Group<M> {
         self.inner.log.view()
     }
 
-    /// Asks this leader to hand leadership to `to` (default: the most caught-up voter). Returns when asked, not when done.
+    /// Asks this leader to hand leadership to `to` (default: the most caught-up voter). Returns whom it has asked, not when done.
     ///
-    /// From then on this node refuses proposals, until the new leader is there or an election has made one.
+    /// From then on this node refuses proposals, until the new leader is there. If nobody is within one election timeout, this
+    /// node has itself elected again.
     ///
     /// # Errors
-    /// `NotLeader`: this node does not lead, or there is nobody to hand it to.
-    pub async fn transfer(&self, to: Option<NodeId>) -> Result<(), ProposeError> {
+    /// See [`TransferError`]; nothing has changed then.
+    pub async fn transfer(&self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
         transfer::transfer(&self.inner, to).await
+    }
+
+    /// The last changes of leadership that this node has seen, oldest first.
+    pub fn history(&self) -> Vec<LeaderChange> {
+        self.inner.history.list()
     }
 
     /// Resolves when the node has stopped by a fault, with its reason. The process must then exit non-zero.

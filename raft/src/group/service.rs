@@ -10,7 +10,7 @@ use openraft::{
     errors::{NetworkError, RPCError},
 };
 
-use super::{Inner, members};
+use super::{Inner, fast_path, members};
 use crate::{
     binding::{AppendRequest, RaftVote, Snapshot},
     machine::applier::snapshot_meta,
@@ -51,6 +51,7 @@ impl Service for NodeService {
             match kind {
                 Kind::Vote if inner.gate.may_vote() => {
                     let request = decode_vote_request(body).map_err(words)?;
+                    inner.peers.note_campaign(Term(request.vote.leader_id.term), request.leadership_transfer);
                     let response = inner.raft.vote(request).await.map_err(words)?;
                     Ok(encode_vote_response(&response))
                 }
@@ -83,6 +84,7 @@ impl Service for NodeService {
                     inner.peers.observe(card);
                     Ok(inner.peers.my_card().encode())
                 }
+                Kind::Suspect => fast_path::answer(&inner, body).await,
                 Kind::Join => members::admit(&inner, from).map(Bytes::from),
                 Kind::ReadIndex => {
                     let linearizer = inner.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(words)?;

@@ -13,8 +13,11 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CallHandler, Doors, Inner, LeaderView, MachineStart, StartError, birth, floor,
+    CallHandler, Doors, Inner, LeaderView, MachineStart, StartError, birth,
+    fast_path::{self, Turn},
+    floor,
     gate::{self, Gate},
+    history::History,
     service::NodeService,
     watcher,
 };
@@ -160,6 +163,8 @@ async fn begin(
         leader: view.subscribe(),
         applied,
         gate,
+        turn: Turn::default(),
+        history: History::default(),
         fatal,
         scope: scope.clone(),
         stop: stop.clone(),
@@ -173,6 +178,7 @@ async fn begin(
     spawner.spawn(watcher::watch_leader(inner.clone(), view, voters));
     spawner.spawn(watcher::keep_in_touch(inner.clone()));
     spawner.spawn(watcher::end_on_fault(inner.clone()));
+    spawner.spawn(fast_path::watch(inner.clone()));
     spawner.spawn(birth::be_born(inner.clone()));
     spawner.spawn(floor::follow(inner.clone(), saved));
     if let Some(why) = recovery.catch_up {

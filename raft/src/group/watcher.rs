@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use super::{Inner, LeaderView};
+use super::{Inner, LeaderView, gate::Reign, history::Seen};
 use crate::{
     metrics::Tenure,
     peer::{Peer, Peers},
@@ -31,6 +31,7 @@ pub(super) async fn watch_leader(
     let mut data = inner.raft.data_metrics();
     let look = inner.config.election_timeout.0 / 2;
     let mut tenure = Tenure::new(Instant::now());
+    let mut past = Past::default();
     loop {
         let (next, quorum_at, is_waiting, now_voters) = {
             let server = server.borrow_and_update();
@@ -45,11 +46,23 @@ pub(super) async fn watch_leader(
                 false => inner.peers.is_led_by(term, *leader, inner.config.election_timeout.1 * PATIENCE),
             });
             let is_leader = leader == Some(inner.me);
+            past.see(&inner, term, leader);
             // An entry of this very leadership is applied, hence everything from before it.
             let has_applied = applied.is_some_and(|id| id.leader_id == server.vote.leader_id);
+            if let Some(id) = applied {
+                inner.history.applied((Term(id.leader_id.term), id.leader_id.node_id));
+            }
             let next = LeaderView { term, leader, serving: is_leader && has_applied, isolated: is_isolated(&inner) };
             let voters: Vec<NodeId> = server.membership_config.membership().voter_ids().collect();
-            (next, quorum_at.map(|at| at.elapsed()), is_leader && !has_applied, voters)
+            // What makes an elected leader serve (a majority's word, an entry applied) shows in the data only. A follower waits
+            // for that entry too: then it knows how long nobody led.
+            let is_waiting = (server.current_leader == Some(inner.me) || leader.is_some()) && !has_applied;
+            (
+                next,
+                quorum_at.map(|at| at.elapsed()),
+                is_waiting || is_leader != (server.current_leader == Some(inner.me)),
+                voters,
+            )
         };
         let now = Instant::now();
         let sign = next.leader.map(|leader| {
@@ -101,6 +114,36 @@ pub(super) async fn watch_leader(
     });
     if !inner.stop.is_cancelled() {
         inner.fatal.set(reason);
+    }
+}
+
+/// Who led before, for the history.
+#[derive(Default)]
+struct Past {
+    reign: Option<Reign>,
+    /// When this node last knew that it led.
+    led_at: Option<Instant>,
+}
+
+impl Past {
+    fn see(&mut self, inner: &Inner, term: Term, leader: Option<NodeId>) {
+        let Some(leader) = leader else { return };
+        let reign = (term, leader);
+        if self.reign != Some(reign) {
+            let previous = self.reign;
+            let led_itself = previous.is_some_and(|(_, leader)| leader == inner.me);
+            let last_word = match led_itself {
+                true => self.led_at,
+                false => previous.and_then(|(term, leader)| inner.peers.led_at(term, leader)),
+            };
+            let is_crash = previous.is_some_and(|(term, _)| inner.turn.has_seen_end_of(term));
+            let campaign = inner.peers.campaign(term);
+            inner.history.push(&Seen { reign, previous, last_word, campaign, is_crash, led_itself });
+            self.reign = Some(reign);
+        }
+        if leader == inner.me {
+            self.led_at = Some(Instant::now());
+        }
     }
 }
 

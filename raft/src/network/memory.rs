@@ -50,6 +50,8 @@ struct Hub {
     stall: (f64, Duration),
     reset: f64,
     cuts: BTreeSet<(String, String)>,
+    /// Pairs of hosts between which a firewall answers in the other's name.
+    rejects: BTreeSet<(String, String)>,
     /// Hosts without power.
     dark: BTreeSet<String>,
     listeners: BTreeMap<String, Registered>,
@@ -69,6 +71,10 @@ struct Registered {
 impl Hub {
     fn is_cut(&self, from: &str, to: &str) -> bool {
         self.cuts.iter().any(|(a, b)| a == from && b == to)
+    }
+
+    fn is_rejected(&self, one: &str, other: &str) -> bool {
+        self.rejects.iter().any(|(a, b)| (a == one && b == other) || (a == other && b == one))
     }
 
     fn delay(&mut self) -> Duration {
@@ -148,6 +154,7 @@ impl MemoryNetwork {
             stall: (0.0, Duration::ZERO),
             reset: 0.0,
             cuts: BTreeSet::new(),
+            rejects: BTreeSet::new(),
             dark: BTreeSet::new(),
             listeners: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -183,14 +190,37 @@ impl MemoryNetwork {
         self.change(|hub| hub.cuts.extend([(from.to_owned(), to.to_owned())]));
     }
 
+    /// A firewall between two hosts rejects: their connections are reset and new ones refused, as if the other's process had
+    /// died, until [`MemoryNetwork::accept`].
+    pub fn reject(&self, one: &str, other: &str) {
+        self.change(|hub| {
+            hub.rejects.insert((one.to_owned(), other.to_owned()));
+            for pipe in hub.live_pipes() {
+                if hub.is_rejected(&pipe.from, &pipe.to) {
+                    let mut state = pipe.state();
+                    state.writer_gone.get_or_insert(Gone::Reset);
+                    state.reader_gone.get_or_insert(Gone::Reset);
+                }
+            }
+        });
+    }
+
+    /// Undoes [`MemoryNetwork::reject`].
+    pub fn accept(&self, one: &str, other: &str) {
+        self.change(|hub| hub.rejects.retain(|(a, b)| (a, b) != (&one.to_owned(), &other.to_owned())));
+    }
+
     /// Undoes [`MemoryNetwork::cut`]: what has been waiting arrives.
     pub fn heal(&self, from: &str, to: &str) {
         self.change(|hub| hub.cuts.retain(|(a, b)| a != from || b != to));
     }
 
-    /// Undoes all cuts.
+    /// Undoes all cuts and rejections.
     pub fn heal_all(&self) {
-        self.change(|hub| hub.cuts.clear());
+        self.change(|hub| {
+            hub.cuts.clear();
+            hub.rejects.clear();
+        });
     }
 
     /// A host's process dies: its ports close, its connections are reset.
@@ -263,6 +293,9 @@ impl Door {
         };
         if hub.dark.contains(owner) || hub.is_cut(&self.host, owner) || hub.is_cut(owner, &self.host) {
             return Found::Silence;
+        }
+        if hub.is_rejected(&self.host, owner) {
+            return Found::Closed;
         }
         match hub.listeners.get(address) {
             Some(listener) => Found::Open(listener.queue.clone(), listener.host.clone()),

@@ -38,7 +38,7 @@ use crate::{
         wire::write_pieces,
     },
     snapshot::Image,
-    types::NodeId,
+    types::{NodeId, Term},
 };
 
 type RpcResult<T> = Result<T, RPCError<TypeConfig>>;
@@ -198,6 +198,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> RpcResult<VoteResponse<TypeConfig>> {
+        self.peers.note_campaign(Term(request.vote.leader_id.term), request.leadership_transfer);
         let answer = self.control(Kind::Vote, encode_vote_request(&request), option.hard_ttl()).await?;
         decode_vote_response(answer).map_err(broken)
     }

@@ -279,6 +279,8 @@ pub(crate) enum Kind {
     Lost = 8,
     /// A request of the layer above.
     Call = 9,
+    /// Asks whether the leader's process is gone, as seen from there.
+    Suspect = 10,
     /// The answer to a request.
     Answer = 32,
     /// The request is refused; the body says why.
@@ -299,6 +301,7 @@ impl Kind {
             Self::ReadIndex,
             Self::Lost,
             Self::Call,
+            Self::Suspect,
             Self::Answer,
             Self::Refusal,
             Self::Cancel,

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     config::GroupConfig,
@@ -78,8 +78,14 @@ pub(crate) struct Peers {
     log: Log,
     fatal: Fatal,
     started: Instant,
-    /// Who sent entries or a heartbeat as leader last, and when.
-    led: Mutex<Option<(Term, NodeId, Instant)>>,
+    /// Who sent entries or a heartbeat as leader last, and when; and the same of the leader before.
+    led: Mutex<[Option<(Term, NodeId, Instant)>; 2]>,
+    /// The latest term for which votes were asked, when first, and whether in spite of leases.
+    campaign: Mutex<Option<(Term, Instant, bool)>>,
+    /// Control connections that other nodes have opened to this one, and when something came over them last.
+    incoming: Mutex<BTreeMap<u64, (NodeId, Instant)>>,
+    /// Moves when a connection that another node had opened is gone.
+    ended: watch::Sender<u64>,
     refusals: Mutex<BTreeSet<String>>,
     table: Mutex<BTreeMap<u16, Arc<Peer>>>,
 }
@@ -97,8 +103,9 @@ impl Peers {
         fatal: Fatal,
     ) -> Arc<Self> {
         let started = Instant::now();
-        let (led, refusals, table) = Default::default();
-        let peers = Self { config, me, network, card, log, fatal, started, led, refusals, table };
+        let (led, campaign, incoming, ended, refusals, table) = Default::default();
+        let peers =
+            Self { config, me, network, card, log, fatal, started, led, campaign, incoming, ended, refusals, table };
         for member in peers.config.members.clone() {
             if member.number != me.number() {
                 peers.peer(member.number, &member.peer_address);
@@ -191,20 +198,78 @@ impl Peers {
 
     /// Notes that a leader has spoken as one.
     pub(crate) fn note_leader(&self, term: Term, node: NodeId) {
-        *self.led.lock().unwrap_or_else(PoisonError::into_inner) = Some((term, node, Instant::now()));
+        let mut led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
+        if led[0].is_some_and(|(led_term, leader, _)| (led_term, leader) != (term, node)) {
+            led[1] = led[0];
+        }
+        led[0] = Some((term, node, Instant::now()));
+    }
+
+    /// Notes that votes are asked for a term.
+    pub(crate) fn note_campaign(&self, term: Term, in_spite_of_leases: bool) {
+        let mut campaign = self.campaign.lock().unwrap_or_else(PoisonError::into_inner);
+        if campaign.is_none_or(|(known, _, _)| known < term) {
+            *campaign = Some((term, Instant::now(), in_spite_of_leases));
+        }
+    }
+
+    /// When votes for this term were first asked, and whether in spite of leases.
+    pub(crate) fn campaign(&self, term: Term) -> Option<(Instant, bool)> {
+        let campaign = *self.campaign.lock().unwrap_or_else(PoisonError::into_inner);
+        campaign.filter(|(known, _, _)| *known == term).map(|(_, at, in_spite)| (at, in_spite))
     }
 
     /// Whether this leader has spoken as one within `age`. What openraft remembers of a leader does not age: it is the
     /// vote, which survives the leader's death and this node's restart.
     pub(crate) fn is_led_by(&self, term: Term, node: NodeId, age: Duration) -> bool {
-        let led = *self.led.lock().unwrap_or_else(PoisonError::into_inner);
-        led.is_some_and(|(led_term, leader, at)| led_term == term && leader == node && at.elapsed() <= age)
+        self.led_at(term, node).is_some_and(|at| at.elapsed() <= age)
     }
 
-    /// When this leader has spoken as one last.
+    /// When this leader spoke as one last.
     pub(crate) fn led_at(&self, term: Term, node: NodeId) -> Option<Instant> {
         let led = *self.led.lock().unwrap_or_else(PoisonError::into_inner);
-        led.filter(|(led_term, leader, _)| *led_term == term && *leader == node).map(|(.., at)| at)
+        let known = led.into_iter().flatten().find(|(led_term, leader, _)| *led_term == term && *leader == node);
+        known.map(|(_, _, at)| at)
+    }
+
+    /// Notes a connection that a node has opened to this one, until the answer is dropped.
+    pub(crate) fn incoming(&self, node: NodeId, class: Class) -> Incoming<'_> {
+        let mut incoming = self.incoming.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = incoming.last_key_value().map_or(0, |(id, _)| id + 1);
+        if class == Class::Control {
+            incoming.insert(id, (node, Instant::now()));
+        }
+        Incoming { peers: self, id: (class == Class::Control).then_some(id) }
+    }
+
+    /// Whether this node holds an open control connection to here that is in use. Cards alone come over it every other
+    /// heartbeat, so one that has been silent for longer is left over from a life that ended without a word.
+    pub(crate) fn is_connected_from(&self, node: NodeId) -> bool {
+        let age = self.config.heartbeat * 6;
+        let incoming = self.incoming.lock().unwrap_or_else(PoisonError::into_inner);
+        incoming.values().any(|(from, at)| *from == node && at.elapsed() <= age)
+    }
+
+    /// Changes each time a connection that another node had opened is gone, or [`Peers::look_again`] is called.
+    pub(crate) fn ended(&self) -> watch::Receiver<u64> {
+        self.ended.subscribe()
+    }
+
+    /// Wakes whoever watches [`Peers::ended`].
+    pub(crate) fn look_again(&self) {
+        self.ended.send_modify(|count| *count += 1);
+    }
+
+    /// Tries to connect to where a node listens, says nothing, and goes away again.
+    ///
+    /// # Errors
+    /// As connecting does; `TimedOut` if nothing answered in time.
+    pub(crate) async fn knock(&self, peer: &Peer, within: Duration) -> std::io::Result<()> {
+        let address = peer.address();
+        match tokio::time::timeout(within, self.network.connect(&address)).await {
+            Ok(connected) => connected.map(drop),
+            Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+        }
     }
 
     fn compare(&self, card: &Card) {
@@ -259,6 +324,31 @@ impl Peers {
             Err(malformed) => return Err(CallFailure::Lost(malformed.to_string())),
         }
         Ok(())
+    }
+}
+
+/// A connection that another node has opened; dropped with it.
+pub(crate) struct Incoming<'a> {
+    peers: &'a Peers,
+    id: Option<u64>,
+}
+
+impl Incoming<'_> {
+    /// Something came over it.
+    pub(crate) fn touch(&self) {
+        let Some(id) = self.id else { return };
+        if let Some((_, at)) = self.peers.incoming.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&id) {
+            *at = Instant::now();
+        }
+    }
+}
+
+impl Drop for Incoming<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.peers.incoming.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        }
+        self.peers.look_again();
     }
 }
 

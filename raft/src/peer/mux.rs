@@ -243,6 +243,7 @@ fn serve(connection: Connection) -> Arc<Live> {
                 | Kind::ReadIndex
                 | Kind::Lost
                 | Kind::Call
+                | Kind::Suspect
                 | Kind::Cancel => break,
             };
             let waiting = live.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&tag.id);

@@ -22,7 +22,7 @@ use crate::{
     binding::{AppendRequest, RaftVote},
     network::{BoxFuture, Duplex, Listener},
     peer::{
-        Peers,
+        Incoming, Peers,
         append::AppendAnswer,
         codec::{
             CALL_BYTES_MAX, CONTROL_BYTES_MAX, Class, HANDSHAKE_BYTES_MAX, Hello, IMAGE_BYTES_MAX, Kind, Tag, Welcome,
@@ -122,14 +122,15 @@ async fn serve_connection(stream: Box<dyn Duplex>, peers: Arc<Peers>, service: A
     };
     let from = hello.card.node;
     peers.observe(hello.card);
+    let incoming = peers.incoming(from, hello.class);
     match hello.class {
         Class::Control => {
             reader.set_bytes_max(CONTROL_BYTES_MAX);
-            serve_requests(reader, writer, from, &peers, service).await
+            serve_requests(reader, writer, from, &peers, &incoming, service).await
         }
         Class::Call => {
             reader.set_bytes_max(CALL_BYTES_MAX);
-            serve_requests(reader, writer, from, &peers, service).await
+            serve_requests(reader, writer, from, &peers, &incoming, service).await
         }
         Class::Append => {
             reader.set_bytes_max(peers.config.entry_bytes_max + APPEND_BYTES_EXTRA);
@@ -150,6 +151,7 @@ async fn serve_requests(
     mut writer: Out,
     from: NodeId,
     peers: &Peers,
+    incoming: &Incoming<'_>,
     service: Arc<dyn Service>,
 ) -> io::Result<()> {
     let mut open: BTreeMap<u64, AbortHandle> = BTreeMap::new();
@@ -162,6 +164,7 @@ async fn serve_requests(
                     return Ok(());
                 };
                 peers.touch(from);
+                incoming.touch();
                 let tag = Tag::take(&mut message).map_err(invalid)?;
                 if tag.kind == Kind::Cancel {
                     if let Some(handle) = open.remove(&tag.id) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::{Cluster, POISON, SEGMENT, entry, host, simulate, until};
 use bytes::Bytes;
-use quorate_raft::{CallError, ProposeError, Role, StartError, types::Position};
+use quorate_raft::{CallError, ProposeError, Role, StartError, TransferError, types::Position};
 use tokio::time::Instant;
 
 #[test]
@@ -245,7 +245,7 @@ fn leadership_is_handed_over_without_an_election_timeout() {
         assert!(before.elapsed() < Duration::from_millis(100), "took {:?}", before.elapsed());
         assert_eq!(cluster.add(1, 0).await, 2);
         let follower = cluster.group(old).transfer(None).await;
-        assert!(matches!(follower, Err(ProposeError::NotLeader { leader: Some(_) })));
+        assert!(matches!(follower, Err(TransferError::NotLeader { leader: Some(_) })));
     });
 }
 

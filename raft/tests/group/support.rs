@@ -12,8 +12,8 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use quorate_raft::{
-    CallHandler, CommittedEntry, Doors, FlushMode, Group, GroupConfig, ImagePoint, LogId, LogIndex, MachineError,
-    Member, MemoryNetwork, NodeId, Position, ProposeError, StartError, StateMachine, Term, WriterMode,
+    CallHandler, CommittedEntry, Doors, FastPath, FlushMode, Group, GroupConfig, ImagePoint, LogId, LogIndex,
+    MachineError, Member, MemoryNetwork, NodeId, Position, ProposeError, StartError, StateMachine, Term, WriterMode,
     disk::sim::{Keep, SimDisk},
     network::BoxFuture,
 };
@@ -177,6 +177,7 @@ impl Cluster {
             writer: WriterMode::Task,
             heartbeat: Duration::from_millis(50),
             election_timeout: (Duration::from_millis(150), Duration::from_millis(250)),
+            fast_path: Some(FastPath::default()),
             bootstrap: false,
             seed,
             leader_restore: false,

@@ -78,6 +78,7 @@ async fn start(dir: &Path, addresses: &[String], number: u16) -> (Group<Sum>, Ar
         writer: WriterMode::Thread,
         heartbeat: Duration::from_millis(100),
         election_timeout: (Duration::from_millis(500), Duration::from_millis(1000)),
+        fast_path: Some(quorate_raft::FastPath::default()),
         bootstrap: false,
         seed: u64::from(number),
         leader_restore: false,

@@ -175,6 +175,7 @@ pub fn config(data_dir: &Path) -> GroupConfig {
         writer: WriterMode::Thread,
         heartbeat: Duration::from_millis(50),
         election_timeout: (Duration::from_millis(150), Duration::from_millis(300)),
+        fast_path: None,
         bootstrap: false,
         seed: 1,
         leader_restore: false,
