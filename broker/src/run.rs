@@ -40,6 +40,7 @@ use crate::{
     service::{
         Service,
         forward::{AskPeers, Desk, DeskParts, Dispatch, to_no},
+        leadership::can_go_without_me,
         node::Reporter,
         renew::Renewals,
         server::{ClientServer, Entrance},
@@ -48,7 +49,7 @@ use crate::{
     session::Sessions,
 };
 
-/// Longest wait for another node to take over leadership at a planned stop.
+/// Longest wait for another node to take over leadership at a planned stop, beyond the election timeout after which it is taken back.
 const HAND_OVER: Duration = Duration::from_secs(1);
 /// Longest wait for a faulty log to stop.
 const BREAK_OFF: Duration = Duration::from_secs(3);
@@ -253,6 +254,8 @@ struct Node {
     addresses: Addresses,
     clock: Arc<TermClock>,
     peers: Arc<dyn PeerClocks>,
+    /// Told to stop, though perhaps still needed.
+    stopping: CancellationToken,
 }
 
 impl Node {
@@ -263,7 +266,7 @@ impl Node {
         health: Arc<Health>,
     ) -> Result<(Self, ProposerTask), RunError> {
         let metrics = Arc::new(Metrics::default());
-        let desk = Desk::default();
+        let (desk, stopping) = (Desk::default(), CancellationToken::new());
         let (group, shared) = start_group(&config, doors, addresses.to_string(), desk.clone()).await?;
         let clock = Arc::new(TermClock::new(doors.clock.clone(), metrics.clone()));
         let (proposing, proposer) = Proposer::new(&config.limits, metrics.clone());
@@ -283,6 +286,7 @@ impl Node {
             leader: leader.clone(),
             clock: clock.clone(),
             report: Arc::new(move || report.report()),
+            stopping: stopping.clone(),
         });
         health.opened(group.clone(), metrics.clone(), config.network.name_servers.len());
         let service = Arc::new(Service {
@@ -297,11 +301,12 @@ impl Node {
             metrics,
             reporter,
             closing: Mutex::new(CancellationToken::new()),
+            draining: CancellationToken::new(),
             attempts: AtomicU64::new(first_attempt(doors.seed ^ doors.clock.now().0 ^ group.status().id.0)),
             config,
         });
         let peers = Arc::new(AskPeers(group.clone()));
-        Ok((Self { group, shared, service, addresses, clock, peers }, proposer))
+        Ok((Self { group, shared, service, addresses, clock, peers, stopping }, proposer))
     }
 
     /// Runs every task until `shutdown` or a fault.
@@ -347,16 +352,16 @@ impl Node {
         let server = ClientServer { net: doors.net, service: self.service.clone(), leadership: self.group.leader() };
         tasks.spawn("client server", server.run(entrances, leaving.clone()));
 
+        let leave = async {
+            shutdown.cancelled().await;
+            info!("node stops");
+            self.leave().await;
+        };
         let ended = tokio::select! {
-            () = shutdown.cancelled() => Ok(()),
+            () = leave => Ok(()),
             reason = self.group.fatal() => Err(RunError::Fatal(reason)),
             error = tasks.failed() => Err(error),
         };
-        if ended.is_ok() {
-            info!("node stops");
-            self.service.health.leave();
-            self.hand_over().await;
-        }
         leaving.cancel();
         // The server lets calls under way finish; the proposer must outlive it, and health is told to the end.
         let finished = tasks.finish_all_but(&["proposer", "pulse", "http server"]).await;
@@ -369,19 +374,34 @@ impl Node {
         ended.and(finished).and(tasks.finish().await)
     }
 
+    /// What a planned stop does while the node still serves: waits until the group can spare it, lets nobody wait here any more, and
+    /// hands leadership over.
+    async fn leave(&self) {
+        self.stopping.cancel();
+        let max = self.service.config.node.stop_wait_max;
+        if !can_go_without_me(&self.group, max).await {
+            warn!("the group has no majority without this node, which stops all the same");
+        }
+        self.service.health.leave();
+        self.service.draining.cancel();
+        self.hand_over().await;
+    }
+
     /// Gives leadership to another node and waits until it is taken, so that held calls find a leader.
     async fn hand_over(&self) {
         let mut leadership = self.group.leader();
         let alone = self.group.status().members.iter().filter(|member| member.voter).count() < 2;
-        if alone || !leadership.borrow_and_update().serving {
+        if alone || leadership.borrow_and_update().leader != Some(self.group.id()) {
             return;
         }
         if let Err(error) = self.group.transfer(None).await {
             warn!(%error, "leadership not handed over");
             return;
         }
-        let taken = leadership.wait_for(|view| !view.serving && view.leader.is_some());
-        if tokio::time::timeout(HAND_OVER, taken).await.is_err() {
+        let me = self.group.id();
+        let taken = leadership.wait_for(|view| view.leader.is_some_and(|leader| leader != me));
+        let patience = HAND_OVER + self.service.config.election.timers().timeout_max;
+        if tokio::time::timeout(patience, taken).await.is_err() {
             warn!("nobody took over leadership in time");
         }
     }

@@ -11,7 +11,9 @@ use std::{
 
 use quorate_broker::{Bound, BrokerConfig, Doors, RunError, run};
 use quorate_proto::{
-    admin::{ClusterStatusRequest, broker_admin_client::BrokerAdminClient},
+    admin::{
+        ClusterStatusRequest, LeaderHistoryRequest, TransferLeadershipRequest, broker_admin_client::BrokerAdminClient,
+    },
     doors::{TcpNet, connector},
     time::SystemClock,
     v2::{
@@ -529,6 +531,59 @@ async fn a_planned_stop_hands_over_and_disturbs_nobody() {
             }
         }
     }
+}
+
+/// Leadership is moved through a node that does not lead, to one that is named, and every node can tell of it afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_moves_leadership_and_reads_its_history() {
+    let cluster = Cluster::start(|_| {}).await;
+    let followers = cluster.followers().await;
+    let (asked, target) = (followers[0], followers[1]);
+    let mut admin = BrokerAdminClient::new(channel(&cluster.nodes[&asked].bound.client));
+    let code = |outcome: Option<quorate_proto::admin::Outcome>| outcome.expect("set").code;
+
+    let unknown = admin.transfer_leadership(TransferLeadershipRequest { node: 9 }).await.expect("in-band").into_inner();
+    let outcome = unknown.outcome.expect("set");
+    assert_eq!(outcome.code, Code::PreconditionFailed as i32);
+    assert!(outcome.message.contains("node 9 is no voter"), "{}", outcome.message);
+
+    let request = TransferLeadershipRequest { node: target.into() };
+    let moved = admin.transfer_leadership(request).await.expect("in-band").into_inner();
+    assert_eq!(code(moved.outcome), Code::Ok as i32);
+    assert_eq!((moved.to, cluster.leader().await), (target.into(), target));
+    let (sent, _) = send(&mut cluster.client(asked), vec![message(1)]).await;
+    assert_eq!(sent, Code::Ok as i32);
+
+    let history = admin.leader_history(LeaderHistoryRequest {}).await.expect("in-band").into_inner();
+    assert_eq!(code(history.outcome), Code::Ok as i32);
+    assert_eq!(history.nodes.iter().map(|node| node.number).collect::<Vec<_>>(), [1, 2, 3]);
+    let told = history.nodes.iter().find(|node| node.number == u32::from(target)).expect("there");
+    let change = told.changes.last().expect("it leads");
+    assert_eq!((change.term, change.leader, change.cause.as_str()), (moved.term, target.into(), "transfer"));
+    assert!(change.without_leader_us.is_some_and(|us| us < 5_000_000), "{change:?}");
+}
+
+/// With one node down, a second one that is told to stop stays until the first is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_planned_stop_waits_while_the_group_would_lose_its_majority() {
+    let mut cluster = Cluster::start(|config| config.node.stop_wait_max = Duration::from_secs(60)).await;
+    let followers = cluster.followers().await;
+    let (down, leaving) = (followers[0], followers[1]);
+    cluster.stop(down).await.expect("the two others stay, so it may go");
+    let mut leaver = cluster.nodes.remove(&leaving).expect("runs");
+    leaver.stop.cancel();
+    let ended = leaver.ended.as_mut().expect("runs");
+    let early = tokio::time::timeout(Duration::from_secs(2), &mut *ended).await;
+    assert!(early.is_err(), "it stopped although only one node would have been left");
+    let address = leaver.bound.client.clone();
+    let (sent, _) = send(&mut MessagingServiceClient::new(channel(&address)), vec![message(1)]).await;
+    assert_eq!(sent, Code::Ok as i32, "and it serves meanwhile");
+
+    cluster.open(down).await;
+    let ended = tokio::time::timeout(Duration::from_secs(30), ended).await.expect("it stops once it may");
+    ended.expect("no panic").expect("in order");
+    let (sent, _) = send(&mut cluster.client(down), vec![message(2)]).await;
+    assert_eq!(sent, Code::Ok as i32);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -174,6 +174,35 @@ impl Admin {
     }
 }
 
+impl Admin {
+    /// Hands leadership to node `number` (0: to the one that lacks the least) and waits until it is done.
+    ///
+    /// # Errors
+    /// `Refused` with 42800 if it did not happen; the reason says who leads.
+    pub async fn transfer_leadership(&self, number: u32) -> Result<admin::TransferLeadershipResponse, AdminError> {
+        let request = admin::TransferLeadershipRequest { node: number };
+        call!(self, transfer_leadership(request), repeat: false, |answer: &'_ admin::TransferLeadershipResponse| answer
+            .outcome
+            .clone())
+    }
+
+    /// The last changes of leadership as every node saw them, by number of the node.
+    ///
+    /// # Errors
+    /// Only what keeps a call from being answered; nodes that were not reached say so in their entry.
+    pub async fn leader_history(&self) -> Result<Vec<admin::NodeHistory>, AdminError> {
+        let answer: Result<admin::LeaderHistoryResponse, AdminError> = call!(
+            self,
+            leader_history(admin::LeaderHistoryRequest {}),
+            repeat: true,
+            |answer: &'_ admin::LeaderHistoryResponse| answer.outcome.clone()
+        );
+        let mut nodes = answer?.nodes;
+        nodes.sort_by_key(|node| node.number);
+        Ok(nodes)
+    }
+}
+
 impl fmt::Debug for Admin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Admin").field("endpoints", &self.endpoints).finish_non_exhaustive()

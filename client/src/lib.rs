@@ -44,4 +44,6 @@ pub use picker::{Fault, Picker};
 pub use producer::{Producer, Sent};
 
 /// What operators ask for and get, as the wire has it.
-pub use quorate_proto::admin::{ClusterStatusResponse, ConsumerGroup, NodeStatus, Queue, Topic, TopicType};
+pub use quorate_proto::admin::{
+    ClusterStatusResponse, ConsumerGroup, LeaderChange, NodeHistory, NodeStatus, Queue, Topic, TopicType,
+};

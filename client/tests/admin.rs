@@ -18,6 +18,10 @@ async fn any_endpoint_answers_and_the_next_is_asked_when_one_is_dead() {
     assert_eq!(cluster.calls_of("list_topics"), [THREE[1]]);
     assert_eq!(admin.describe_topic("x").await.unwrap().queues, 4);
     admin.cluster_status().await.unwrap();
+    let tellers: Vec<u32> = admin.leader_history().await.unwrap().into_iter().map(|node| node.number).collect();
+    assert_eq!(tellers, [1, 2], "sorted");
+    let moved = admin.transfer_leadership(3).await.unwrap();
+    assert_eq!((moved.from, moved.to, moved.term), (1, 3, 7));
     admin.list_groups().await.unwrap();
 }
 

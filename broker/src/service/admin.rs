@@ -8,8 +8,9 @@ use std::{sync::Arc, time::Duration};
 use quorate_proto::{
     admin::{
         ClusterStatusRequest, ClusterStatusResponse, ConsumerGroup, CreateGroupRequest, CreateTopicRequest,
-        DeleteGroupRequest, DeleteTopicRequest, DescribeTopicRequest, DescribeTopicResponse, ListGroupsRequest,
-        ListGroupsResponse, ListTopicsRequest, ListTopicsResponse, NodeStatus, Outcome, Queue, Topic, TopicType,
+        DeleteGroupRequest, DeleteTopicRequest, DescribeTopicRequest, DescribeTopicResponse, LeaderHistoryRequest,
+        LeaderHistoryResponse, ListGroupsRequest, ListGroupsResponse, ListTopicsRequest, ListTopicsResponse,
+        NodeStatus, Outcome, Queue, Topic, TopicType, TransferLeadershipRequest, TransferLeadershipResponse,
         broker_admin_server::BrokerAdmin,
     },
     names::{GroupName, TopicName},
@@ -22,6 +23,7 @@ use super::{
     Client, Service,
     client::came_by,
     forward::Until,
+    leadership,
     wire::status::{Fault, ok},
 };
 use crate::{
@@ -177,6 +179,26 @@ impl BrokerAdmin for Operators {
             route: service.live.addresses(&came_by(request.extensions())).to_vec(),
             answered_by: node.number.into(),
         }))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<TransferLeadershipRequest>,
+    ) -> Answer<TransferLeadershipResponse> {
+        let service = &self.0;
+        let election_timeout = service.config.election.timers().timeout_max;
+        let number = request.into_inner().node;
+        let moved = leadership::transfer(&service.reporter.group, number, election_timeout).await;
+        let (result, response) = match moved {
+            Ok(response) => (Ok(()), response),
+            Err(fault) => (Err(fault), TransferLeadershipResponse::default()),
+        };
+        Ok(Response::new(TransferLeadershipResponse { outcome: Some(outcome(result)), ..response }))
+    }
+
+    async fn leader_history(&self, _: Request<LeaderHistoryRequest>) -> Answer<LeaderHistoryResponse> {
+        let nodes = leadership::histories(&self.0.reporter.group, self.0.clock.now()).await;
+        Ok(Response::new(LeaderHistoryResponse { outcome: Some(outcome(Ok(()))), nodes }))
     }
 }
 

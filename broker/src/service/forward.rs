@@ -27,8 +27,9 @@ use tokio::{
     sync::{Semaphore, watch},
     time::{Instant, timeout_at},
 };
+use tokio_util::sync::CancellationToken;
 
-use super::wire::status::Fault;
+use super::{leadership, wire::status::Fault};
 use crate::{
     config::Limits,
     leader::{
@@ -342,6 +343,8 @@ pub(crate) struct DeskParts {
     pub clock: Arc<TermClock>,
     /// What this node says about itself.
     pub report: Arc<dyn Fn() -> NodeStatus + Send + Sync>,
+    /// Cancelled when this node is told to stop.
+    pub stopping: CancellationToken,
 }
 
 impl Desk {
@@ -361,6 +364,11 @@ impl CallHandler for Desk {
                 Some(&ASK_CLOCK) => Bytes::copy_from_slice(&parts.clock.wall().0.to_le_bytes()),
                 Some(&ASK_RECORD) => parts.leader.lend(&request),
                 Some(&ASK_STATUS) => (parts.report)().encode_to_vec().into(),
+                Some(&leadership::ASK_HISTORY) => {
+                    leadership::own_history(&parts.group, parts.clock.wall()).encode_to_vec().into()
+                }
+                Some(&leadership::ASK_TRANSFER) => leadership::answer_transfer(&parts.group, request.slice(1..)).await,
+                Some(&leadership::ASK_LEAVING) => leadership::answer_leaving(&parts.stopping),
                 _ => parts.lead(request).await,
             }
         })

@@ -13,6 +13,7 @@ mod client;
 pub(crate) mod forward;
 mod gate;
 mod health;
+pub(crate) mod leadership;
 mod messaging;
 pub(crate) mod node;
 mod receive;
@@ -67,6 +68,8 @@ pub(crate) struct Service {
     pub reporter: node::Reporter,
     /// Cancelled when the client listener closes: long polls and Telemetry streams end.
     pub closing: Mutex<CancellationToken>,
+    /// Cancelled when this node is about to hand over and stop: nobody waits for messages here any more.
+    pub draining: CancellationToken,
     /// Makes attempt ids of receives that have none; begins at random, so that a restarted node does not repeat its own.
     pub attempts: AtomicU64,
 }

@@ -18,7 +18,8 @@ const TICK_US: u64 = 10_000;
 /// Makes reports. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Reporter {
-    group: Group<Replica>,
+    /// This node's part in the group.
+    pub group: Group<Replica>,
     clock: Arc<dyn Clock>,
     client_address: String,
     peer_address: String,

@@ -71,11 +71,14 @@ impl Service {
         request: ReceiveMessageRequest,
     ) -> Result<(Vec<Message>, Timestamp), Fault> {
         let wish = self.check(client, request)?;
-        let until = client.until_polled(Instant::now(), wish.wait, &self.config.limits);
+        // A node that is about to stop gives what is there and lets nobody wait.
+        let wait = if self.draining.is_cancelled() { Some(std::time::Duration::ZERO) } else { wish.wait };
+        let until = client.until_polled(Instant::now(), wait, &self.config.limits);
         let (topic, group) = (wish.call.topic.clone(), wish.call.group.clone());
         let received = tokio::select! {
             received = self.dispatch.call(wish.call, until) => received,
             () = async { self.closing().cancelled().await } => Err(Undone::NotNow),
+            () = self.draining.cancelled(), if !self.draining.is_cancelled() => Err(Undone::NotNow),
         };
         let received = match received {
             Ok(received) => received,

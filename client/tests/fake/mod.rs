@@ -508,4 +508,24 @@ impl admin::broker_admin_server::BrokerAdmin for Voice {
         self.note("cluster_status", &r);
         Ok(Response::new(admin::ClusterStatusResponse { outcome: Some(outcome(&Answer::Fine)), ..Default::default() }))
     }
+
+    async fn transfer_leadership(
+        &self,
+        r: Request<admin::TransferLeadershipRequest>,
+    ) -> Result<Response<admin::TransferLeadershipResponse>, Status> {
+        self.note("transfer_leadership", &r);
+        let outcome = Some(outcome(&self.answer().await));
+        let to = r.into_inner().node;
+        Ok(Response::new(admin::TransferLeadershipResponse { outcome, from: 1, to, term: 7, took_us: 9_000 }))
+    }
+
+    async fn leader_history(
+        &self,
+        r: Request<admin::LeaderHistoryRequest>,
+    ) -> Result<Response<admin::LeaderHistoryResponse>, Status> {
+        self.note("leader_history", &r);
+        let node = |number| admin::NodeHistory { number, ..admin::NodeHistory::default() };
+        let outcome = Some(outcome(&Answer::Fine));
+        Ok(Response::new(admin::LeaderHistoryResponse { outcome, nodes: vec![node(2), node(1)] }))
+    }
 }
