@@ -38,6 +38,9 @@ use crate::{
     stop::Stop,
 };
 
+/// Threads of the log's own runtime: with one, a long step would stand before the heartbeats.
+const RAFT_THREADS: usize = 2;
+
 /// How long what is left on the runtimes may take to end.
 const LAST_RITES: Duration = Duration::from_secs(1);
 
@@ -131,7 +134,7 @@ impl BrokerArgs {
         let listeners = check_name_server(file, &loaded)?;
         logging::start(&file.log)?;
         loaded.print_changed().for_each(|line| note(format!("config: {line}")));
-        let raft = build(runtime::Builder::new_multi_thread().worker_threads(1).thread_name("raft"))?;
+        let raft = build(runtime::Builder::new_multi_thread().worker_threads(RAFT_THREADS).thread_name("raft"))?;
         let main = build(runtime::Builder::new_multi_thread().thread_name("broker"))?;
         let ended = main.block_on(run(loaded, listeners, raft.handle().clone()));
         main.shutdown_timeout(LAST_RITES);

@@ -47,6 +47,10 @@ fn common_flags_may_stand_behind_the_command() {
     assert_eq!(watch("quorate cluster status"), None);
     assert_eq!(watch("quorate cluster status --watch"), Some(1.0));
     assert_eq!(watch("quorate cluster status --watch=0.5"), Some(0.5));
+    for line in ["quorate cluster transfer", "quorate cluster transfer 2", "quorate cluster history -o json"] {
+        assert!(matches!(parse(line).unwrap().command, Command::Cluster(_)), "{line}");
+    }
+    assert!(parse("quorate bench failover --kind cut --trials 3 --save f.json").is_ok());
 }
 
 #[test]
@@ -55,6 +59,8 @@ fn wrong_usage_has_exit_code_two_and_help_has_none() {
         "quorate topic create",
         "quorate topic create t --type odd",
         "quorate bench produce --rate x",
+        "quorate bench failover --kind nosuch",
+        "quorate cluster transfer 0",
         "quorate nosuch",
     ] {
         assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

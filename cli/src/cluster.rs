@@ -1,4 +1,4 @@
-//! `quorate cluster status`: the broker group on one screen, and its health as an exit code.
+//! `quorate cluster …`: the broker group on one screen with its health as an exit code, and who leads it, now and before.
 
 use std::{io::Write as _, time::Duration};
 
@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     failure::Exit,
+    leadership::{self, TransferArgs},
     output::{Answer, Format, is_screen},
 };
 
@@ -20,12 +21,29 @@ pub enum ClusterCommand {
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", require_equals = true)]
         watch: Option<f64>,
     },
+    /// Hand leadership to another node, without an election timeout
+    Transfer(TransferArgs),
+    /// Show the last changes of leadership: why, how long the election took, how long nothing was acknowledged
+    History,
 }
 
 impl ClusterCommand {
-    /// Shows it, once or until Ctrl-C. Returns what the last state is worth.
+    /// What failed if the command does.
+    pub fn purpose(&self) -> &'static str {
+        match self {
+            Self::Status { .. } => "the cluster's state is not known",
+            Self::Transfer(_) => "leadership was not handed over",
+            Self::History => "the past leaders are not known",
+        }
+    }
+
+    /// Does it, once or until Ctrl-C. Returns what the last state is worth.
     pub async fn run(&self, admin: &Admin, format: Format) -> Result<Result<(), Exit>, AdminError> {
-        let Self::Status { watch } = self;
+        let watch = match self {
+            Self::Status { watch } => watch,
+            Self::Transfer(transfer) => return printed(transfer.run(admin).await?, format),
+            Self::History => return printed(leadership::history(admin).await?, format),
+        };
         let Some(seconds) = watch else {
             let status = admin.cluster_status().await?;
             // A closed pipe on the other side changes nothing about the health.
@@ -50,6 +68,12 @@ impl ClusterCommand {
             }
         }
     }
+}
+
+fn printed(answer: Answer, format: Format) -> Result<Result<(), Exit>, AdminError> {
+    // A closed pipe on the other side changes nothing about what was done.
+    let _ = answer.print(format);
+    Ok(Ok(()))
 }
 
 /// Nobody leads, a node is away, or all is well.

@@ -91,7 +91,7 @@ impl DevCommand {
 }
 
 /// The arguments of one node, and its config file: a whole example of one.
-fn command_line(group: &GroupPlan, node: &NodePlan) -> io::Result<Vec<OsString>> {
+pub fn command_line(group: &GroupPlan, node: &NodePlan) -> io::Result<Vec<OsString>> {
     let folder = group.folder.join("config");
     fs::create_dir_all(&folder)?;
     let path = folder.join(format!("node-{}.toml", node.number));

@@ -12,6 +12,7 @@ mod doctor;
 mod failure;
 mod group;
 mod health;
+mod leadership;
 mod logging;
 mod message;
 mod namesrv;
@@ -79,7 +80,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             print(cli, answer.map_err(failed)?)
         }),
         Command::Cluster(command) => on(1, async {
-            let failed = called("the cluster's state is not known".to_owned());
+            let failed = called(command.purpose().to_owned());
             let health = match client(endpoints) {
                 Ok(client) => command.run(&client.admin(), cli.output).await,
                 Err(error) => Err(error),

@@ -14,6 +14,7 @@
 pub mod chaos;
 pub mod check;
 pub mod dev;
+pub mod failover;
 pub mod history;
 pub mod op;
 pub mod quorate_world;

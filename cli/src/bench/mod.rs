@@ -3,12 +3,14 @@
 //! ```text
 //!   produce, consume   closed loop: so many calls in flight, each slot starts the next when its last is answered
 //!   produce --rate     open loop: calls are due by the clock, and a late one's wait counts (no coordinated omission)
+//!   failover           a group of its own whose nodes are struck; how long nothing was acknowledged
 //!   floor              a sync and a bare gRPC call, so that every other figure can be read as a ratio
 //! ```
 //! The load runs on one thread unless told otherwise: on a shared machine what the client burns, the servers lack.
 
 mod consume;
 mod echo;
+mod failover;
 mod floor;
 mod load;
 mod produce;
@@ -17,7 +19,9 @@ mod servers;
 use clap::{Args, Subcommand};
 use quorate_client::{CallError, Client, ClientConfig, Doors};
 
-pub use self::{consume::ConsumeBench, echo::EchoServer, floor::FloorBench, produce::ProduceBench};
+pub use self::{
+    consume::ConsumeBench, echo::EchoServer, failover::FailoverBench, floor::FloorBench, produce::ProduceBench,
+};
 use crate::{failure::Failure, output::Answer};
 
 /// What to measure.
@@ -29,6 +33,8 @@ pub enum BenchCommand {
     Consume(ConsumeBench),
     /// Measure the machine: log syncs and bare gRPC calls
     Floor(FloorBench),
+    /// Strike nodes of a group of three and measure how long it is silent
+    Failover(FailoverBench),
     /// The other side of the floor's gRPC calls
     #[command(hide = true)]
     EchoServer(EchoServer),
@@ -63,7 +69,7 @@ impl BenchCommand {
         match self {
             Self::Produce(bench) => bench.load.threads,
             Self::Consume(bench) => bench.load.threads,
-            Self::Floor(_) => 1,
+            Self::Floor(_) | Self::Failover(_) => 1,
             // A bare server as anybody would start it: one thread per core.
             Self::EchoServer(_) => std::thread::available_parallelism().map_or(2, usize::from),
         }
@@ -78,6 +84,7 @@ impl BenchCommand {
             Self::Produce(bench) => bench.run(endpoints).await.map(Some),
             Self::Consume(bench) => bench.run(endpoints).await.map(Some),
             Self::Floor(bench) => bench.run().await.map(Some),
+            Self::Failover(bench) => bench.run().await.map(Some),
             Self::EchoServer(server) => server.run().await.map(|()| None),
         }
     }

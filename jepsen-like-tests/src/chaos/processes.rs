@@ -126,6 +126,11 @@ impl Processes {
         self.ask(|reply| Job::Signal(number, Signal::CONT, reply)).await
     }
 
+    /// SIGTERM: the process is told to stop in order. Returns its process id; its end comes as an [`Exit`].
+    pub async fn terminate(&self, number: u32) -> Result<u32, ProcessError> {
+        self.ask(|reply| Job::Signal(number, Signal::TERM, reply)).await
+    }
+
     /// SIGTERM to all, SIGKILL to those that are still there after `patience`; all are gone when it returns.
     pub async fn stop_all(&self, patience: Duration) -> Result<(), ProcessError> {
         self.ask(|reply| Job::Stop(patience, reply)).await

@@ -36,7 +36,7 @@ pub struct Group<W> {
 
 /// A leader, as it says itself.
 #[derive(Clone, Debug)]
-pub(super) struct Leader {
+pub(crate) struct Leader {
     pub number: u32,
     pub term: u64,
     pub committed_index: u64,
@@ -44,7 +44,7 @@ pub(super) struct Leader {
 
 /// How a node came back.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rejoined {
+pub(crate) struct Rejoined {
     pub took: Duration,
     /// Log entries it had to catch up on.
     pub entries: u64,
@@ -52,7 +52,7 @@ pub(super) struct Rejoined {
 
 impl<W: World> Group<W> {
     /// Prepares the processes and starts none.
-    pub(super) fn new(
+    pub(crate) fn new(
         plan: GroupPlan,
         program: &Path,
         command_line: &CommandLine,
@@ -72,7 +72,7 @@ impl<W: World> Group<W> {
 
     /// Starts all nodes and waits until every one of them knows the same leader. A node that ends meanwhile is an error
     /// that shows the end of its log.
-    pub(super) async fn start_all(&self, exits: &mut mpsc::Receiver<Exit>) -> Result<Leader, DevError> {
+    pub(crate) async fn start_all(&self, exits: &mut mpsc::Receiver<Exit>) -> Result<Leader, DevError> {
         for node in &self.plan.nodes {
             self.processes.start(node.number).await?;
         }
@@ -123,7 +123,7 @@ impl<W: World> Group<W> {
     }
 
     /// Who leads now, if anyone says so.
-    pub(super) async fn leader(&self) -> Option<Leader> {
+    pub(crate) async fn leader(&self) -> Option<Leader> {
         leader_among(&self.views(None).await)
     }
 
@@ -148,12 +148,27 @@ impl<W: World> Group<W> {
     }
 
     /// SIGKILL. Returns when the signal is sent; the kernel does the rest at once.
-    pub(super) async fn kill(&self, number: u32) -> Result<u32, DevError> {
+    pub(crate) async fn kill(&self, number: u32) -> Result<u32, DevError> {
         Ok(self.processes.kill(number).await?)
     }
 
+    /// SIGSTOP: it freezes, its connections stay open.
+    pub(crate) async fn pause(&self, number: u32) -> Result<(), DevError> {
+        Ok(self.processes.pause(number).await.map(drop)?)
+    }
+
+    /// SIGCONT.
+    pub(crate) async fn resume(&self, number: u32) -> Result<(), DevError> {
+        Ok(self.processes.resume(number).await.map(drop)?)
+    }
+
+    /// SIGTERM: it is told to stop, and does when it is ready.
+    pub(crate) async fn terminate(&self, number: u32) -> Result<(), DevError> {
+        Ok(self.processes.terminate(number).await.map(drop)?)
+    }
+
     /// Starts a node again with the directory it has; returns its process id.
-    pub(super) async fn restart(&self, number: u32) -> Result<u32, DevError> {
+    pub(crate) async fn restart(&self, number: u32) -> Result<u32, DevError> {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             match self.processes.start(number).await {
@@ -166,7 +181,7 @@ impl<W: World> Group<W> {
 
     /// Waits until node `number` has applied all that its leader had committed when it first answered. `had` is the
     /// last index it had before.
-    pub(super) async fn rejoined(&self, number: u32, had: Option<u64>) -> Result<Rejoined, DevError> {
+    pub(crate) async fn rejoined(&self, number: u32, had: Option<u64>) -> Result<Rejoined, DevError> {
         let since = Instant::now();
         let caught_up = async {
             let mut goal: Option<u64> = None;
@@ -193,7 +208,7 @@ impl<W: World> Group<W> {
     }
 
     /// Ends all nodes, within `patience` and the blink of an eye.
-    pub(super) async fn stop(&self, patience: Duration) -> Result<(), DevError> {
+    pub(crate) async fn stop(&self, patience: Duration) -> Result<(), DevError> {
         Ok(self.processes.stop_all(patience).await?)
     }
 

@@ -57,7 +57,7 @@ struct Ports {
 
 impl GroupPlan {
     /// The plan for `options`, and the temporary folder it lives in, if the user named none.
-    pub(super) fn make(options: &DevOptions) -> Result<(Self, Option<TempDir>), DevError> {
+    pub(crate) fn make(options: &DevOptions) -> Result<(Self, Option<TempDir>), DevError> {
         let failed = |what: String| |source| DevError::Io { what, source };
         let (folder, temporary) = if let Some(folder) = &options.data {
             (folder.clone(), None)
