@@ -52,11 +52,11 @@ struct Cluster {
 
 async fn name_server() -> (String, Life) {
     let life = Life::new();
-    let config = NamesrvConfig { listen: "127.0.0.1:0".into(), cluster: None };
+    let config = NamesrvConfig { listen: "127.0.0.1:0".into(), listeners: Vec::new(), cluster: None };
     let doors = quorate_namesrv::Doors { net: Arc::new(TcpNet), clock: Arc::new(SystemClock::new()) };
     let (sender, bound) = oneshot::channel();
-    life.runtime().spawn(quorate_namesrv::run(config, doors, CancellationToken::new(), |address| {
-        sender.send(address).unwrap();
+    life.runtime().spawn(quorate_namesrv::run(config, doors, CancellationToken::new(), |bound| {
+        sender.send(bound.address).unwrap();
     }));
     (bound.await.unwrap(), life)
 }

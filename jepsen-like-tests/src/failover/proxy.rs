@@ -132,6 +132,7 @@ mod tests {
             client: String::new(),
             peer,
             name_server: String::new(),
+            http: String::new(),
         };
         let peer = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = peer.local_addr().unwrap().to_string();
