@@ -19,6 +19,7 @@ pub mod metrics;
 mod registrar;
 pub mod replica;
 mod run;
+pub mod schedule;
 mod service;
 mod session;
 pub mod store;
@@ -26,4 +27,5 @@ pub mod waiters;
 
 pub use config::{BrokerConfig, ConfigError};
 pub use http::scrape::Beside;
+pub use leader::clock::{LogClock, Reading};
 pub use run::{Bound, BoundListener, Doors, RunError, run, run_beside};

@@ -94,6 +94,14 @@ metrics! {
     overloaded: Counter = "quorate_broker_calls_overloaded_total",
     /// Calls turned away because too many request bytes were being served.
     turned_away: Counter = "quorate_broker_calls_turned_away_total",
+    /// Delayed messages that wait for their time.
+    delayed: Gauge = "quorate_broker_delayed_messages",
+    /// Delayed messages that this leader made visible.
+    delayed_delivered: Counter = "quorate_broker_delayed_delivered_total",
+    /// Those that became visible more than 100 ms after their time.
+    delayed_late: Counter = "quorate_broker_delayed_late_total",
+    /// Bodies of waiting messages that this leader wrote again so that the log before them could go.
+    carried: Counter = "quorate_broker_bodies_carried_total",
     /// Receives that wait for messages on this node.
     parked: Gauge = "quorate_broker_receives_parked",
     /// Client connections open now.

@@ -238,14 +238,17 @@ impl Replica {
                 *appended.entry(topic).or_default() += 1;
                 Some(Append { topic, queue, offset, pointer })
             }
-            Effect::Visible { .. } | Effect::TopicsChanged | Effect::TopicDropped { .. } | Effect::MinMoved { .. } => {
-                None
-            }
+            Effect::Visible { .. }
+            | Effect::Scheduled { .. }
+            | Effect::TopicsChanged
+            | Effect::TopicDropped { .. }
+            | Effect::MinMoved { .. } => None,
         }));
         for effect in self.effects.drain(..) {
             match effect {
                 Effect::Append { .. } => {}
                 Effect::Visible { group, topic } => inner.waiters.visible(topic, group),
+                Effect::Scheduled { at } => inner.waiters.scheduled(at),
                 Effect::TopicsChanged => inner.waiters.topics_have_changed(),
                 Effect::TopicDropped { topic } => {
                     inner.queues.forget_topic(topic);
@@ -459,7 +462,11 @@ impl Shared {
         }
     }
 
-    fn stored(&self, pointer: Pointer) -> io::Result<Found> {
+    /// What stands at a place of the log.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn stored(&self, pointer: Pointer) -> io::Result<Found> {
         let Some(prefixed) = self.prefixed(pointer)? else { return Ok(Found::Gone) };
         Ok(StoredRecord::checked(prefixed).map_or(Found::Rotten(pointer), Found::Record))
     }

@@ -33,6 +33,7 @@ use crate::{
         Leader, PeerClocks, RaftLog, TermClock,
         propose::{Proposer, ProposerTask},
         pump::Pump,
+        timer::Timer,
     },
     metrics::Metrics,
     registrar::{Addresses, Live, Registrar},
@@ -256,6 +257,7 @@ struct Node {
     peers: Arc<dyn PeerClocks>,
     /// Told to stop, though perhaps still needed.
     stopping: CancellationToken,
+    leader: Arc<Leader>,
 }
 
 impl Node {
@@ -291,7 +293,7 @@ impl Node {
         health.opened(group.clone(), metrics.clone(), config.network.name_servers.len());
         let service = Arc::new(Service {
             health,
-            dispatch: Dispatch::new(group.clone(), leader, &config.limits, metrics.clone()),
+            dispatch: Dispatch::new(group.clone(), leader.clone(), &config.limits, metrics.clone()),
             shared: shared.clone(),
             sessions: Sessions::new(config.limits.clients_max, config.limits.client_idle_max),
             renewals: Renewals::new(config.limits.renewals_max),
@@ -306,7 +308,7 @@ impl Node {
             config,
         });
         let peers = Arc::new(AskPeers(group.clone()));
-        Ok((Self { group, shared, service, addresses, clock, peers, stopping }, proposer))
+        Ok((Self { group, shared, service, addresses, clock, peers, stopping, leader }, proposer))
     }
 
     /// Runs every task until `shutdown` or a fault.
@@ -334,8 +336,10 @@ impl Node {
             clock: self.clock.clone(),
             peers: self.peers.clone(),
             config: self.service.config.clone(),
+            leader: self.leader.clone(),
         };
         tasks.spawn("pump", pump.run(leaving.clone()));
+        tasks.spawn("timer", Timer { leader: self.leader.clone() }.run(leaving.clone()));
         let registrar = Registrar {
             net: doors.net.clone(),
             group: self.group.clone(),

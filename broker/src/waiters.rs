@@ -16,11 +16,15 @@ use std::{
     collections::{BTreeMap, VecDeque},
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
-use tokio::sync::watch;
+use quorate_proto::time::Timestamp;
+use tokio::sync::{Notify, watch};
 
 use crate::machine::{GroupId, TopicId};
 
@@ -33,6 +37,14 @@ pub struct Waiters {
 struct Inner {
     waiting: Mutex<Waiting>,
     topics: watch::Sender<u64>,
+    alarm: Alarm,
+}
+
+/// Rings when something becomes ready sooner than the one who waits for time knows.
+struct Alarm {
+    /// Log time until which he sleeps; the end of time while he looks, so that nothing is missed.
+    sleeps_until: AtomicU64,
+    ring: Notify,
 }
 
 type Line = (TopicId, GroupId);
@@ -63,7 +75,8 @@ pub struct Waiter {
 
 impl Waiters {
     pub(crate) fn new() -> Self {
-        Self { inner: Arc::new(Inner { waiting: Mutex::default(), topics: watch::Sender::new(0) }) }
+        let alarm = Alarm { sleeps_until: AtomicU64::new(u64::MAX), ring: Notify::new() };
+        Self { inner: Arc::new(Inner { waiting: Mutex::default(), topics: watch::Sender::new(0), alarm }) }
     }
 
     /// Waits for something new for `group` in `topic`. Registered when this returns: look for messages afterwards, then
@@ -88,6 +101,22 @@ impl Waiters {
         self.inner.topics.subscribe()
     }
 
+    /// For the one task that waits for log time. Call it, look what is ready and when the next thing will be, tell
+    /// [`Waiters::sleep_until`], then await [`Waiters::sooner`] beside a timer: nothing scheduled since this call is missed.
+    pub(crate) fn awake(&self) {
+        self.inner.alarm.sleeps_until.store(u64::MAX, Ordering::SeqCst);
+    }
+
+    /// What is scheduled from here on and not before `until` wakes nobody.
+    pub(crate) fn sleep_until(&self, until: Timestamp) {
+        self.inner.alarm.sleeps_until.store(until.0, Ordering::SeqCst);
+    }
+
+    /// Completes when something was scheduled sooner than the sleeper knows.
+    pub(crate) fn sooner(&self) -> impl Future<Output = ()> + '_ {
+        self.inner.alarm.ring.notified()
+    }
+
     /// Wakes every waiting receive, so that it looks again at the world: leadership was lost, or the node stops.
     pub fn wake_all(&self) {
         self.inner.wake((TopicId(0), GroupId(0)), (TopicId(u32::MAX), GroupId(u32::MAX)), usize::MAX);
@@ -101,6 +130,14 @@ impl Waiters {
     /// Something became visible to one group in another way, or sooner than it was going to.
     pub(crate) fn visible(&self, topic: TopicId, group: GroupId) {
         self.inner.wake((topic, group), (topic, group), 1);
+    }
+
+    /// Something becomes ready at this time, by log time.
+    pub(crate) fn scheduled(&self, at: Timestamp) {
+        let alarm = &self.inner.alarm;
+        if at.0 < alarm.sleeps_until.load(Ordering::SeqCst) {
+            alarm.ring.notify_one();
+        }
     }
 
     /// The set or shape of topics has changed.

@@ -111,6 +111,7 @@ impl Pair {
             Reply::Received { deliveries } => self.handles.extend(deliveries.iter().map(|delivery| delivery.handle)),
             Reply::Changed { handle, .. } => self.handles.push(*handle),
             Reply::Sent { .. }
+            | Reply::Delayed { .. }
             | Reply::Acked { .. }
             | Reply::Topic { .. }
             | Reply::Group { .. }

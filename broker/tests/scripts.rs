@@ -19,9 +19,9 @@ use std::{
 };
 
 use quorate_broker::machine::{
-    Ack, AttemptKey, Batch, ChangeInvisible, Command, CommitOffset, DropGroup, DropTopic, Effect, GroupId, Handle,
-    Machine, PutGroup, PutTopic, QueueId, QueueOffset, Receive, Refusal, Reply, ResetOffset, Send, SendKey, Serial,
-    StartAt, TopicId, TopicKind, tag_hash,
+    Ack, AttemptKey, Batch, Carry, ChangeInvisible, Command, CommitOffset, DelayId, Deliver, DropGroup, DropTopic,
+    Effect, GroupId, Handle, Machine, PutGroup, PutTopic, QueueId, QueueOffset, Recall, Receive, Record, Refusal,
+    Reply, ResetOffset, Send, SendDelayed, SendKey, Serial, StartAt, TopicId, TopicKind, Waiting, tag_hash,
 };
 use quorate_proto::{
     names::{GroupName, TopicName},
@@ -155,7 +155,11 @@ impl Stage {
             }),
             "drop-topic" => Command::DropTopic(DropTopic { topic: self.topic(words.plain(0)?)? }),
             "drop-group" => Command::DropGroup(DropGroup { group: self.group(words.plain(0)?)? }),
-            "send" => self.send(words)?,
+            "send" => Command::Send(self.send(words)?),
+            "delay" => Command::SendDelayed(SendDelayed { due: due(words)?, send: self.send(words)? }),
+            "deliver" => Command::Deliver(Deliver { id: delay_id(words)?, record: body(words) }),
+            "recall" => Command::Recall(Recall { id: delay_id(words)?, topic: self.topic(words.need("topic")?)? }),
+            "carry" => Command::Carry(Carry { waiting: Waiting::Delayed(delay_id(words)?), record: body(words) }),
             "receive" => Command::Receive(Receive {
                 group: self.group(words.need("group")?)?,
                 topic: self.topic(words.need("topic")?)?,
@@ -188,17 +192,17 @@ impl Stage {
         })
     }
 
-    fn send(&self, words: &Words<'_>) -> Result<Command, String> {
+    fn send(&self, words: &Words<'_>) -> Result<Send, String> {
         let topic = self.topic(words.need("topic")?)?;
-        let body = words.value("body").unwrap_or("x").to_owned();
-        Ok(Command::Send(Send {
+        let record = body(words);
+        Ok(Send {
             topic,
             queue: QueueId(words.number_or("queue", 0)?),
             key: SendKey::new(topic, words.value("client").unwrap_or("c"), words.need("id")?),
-            body_crc: crc32c::crc32c(body.as_bytes()),
+            body_crc: crc32c::crc32c(record.bytes()),
             tag_hash: words.value("tag").map_or(0, tag_hash),
-            record: bytes::Bytes::from(body).into(),
-        }))
+            record,
+        })
     }
 
     fn place(&self, words: &Words<'_>) -> Result<(GroupId, TopicId, QueueId, QueueOffset), String> {
@@ -241,6 +245,9 @@ impl Stage {
             Reply::Sent { queue, offset, duplicate } => {
                 vec![format!("sent q{queue}@{offset}{}", if duplicate { " duplicate" } else { "" })]
             }
+            Reply::Delayed { id, duplicate } => {
+                vec![format!("delayed {}{}", delayed(id), if duplicate { " duplicate" } else { "" })]
+            }
             Reply::Received { deliveries } if deliveries.is_empty() => vec!["nothing".to_owned()],
             Reply::Received { deliveries } => deliveries
                 .iter()
@@ -282,6 +289,7 @@ impl Stage {
                 pointer.position, pointer.size, pointer.tag_hash
             ),
             Effect::Visible { group, topic } => format!("[visible topic #{topic} group #{group}]"),
+            Effect::Scheduled { at } => format!("[scheduled {}]", time(*at)),
             Effect::TopicsChanged => "[topics changed]".to_owned(),
             Effect::TopicDropped { topic } => format!("[topic #{topic} dropped]"),
             Effect::MinMoved { topic, queue, min } => format!("[min #{topic} q{queue}@{min}]"),
@@ -337,10 +345,48 @@ impl Stage {
                 let border = machine.border_at(Timestamp(millis(words.plain(1)?)?));
                 border.map_or("none".to_owned(), |border| format!("border {border}"))
             }
+            "delayed" => {
+                let stats = machine.delay_stats();
+                let next = stats.next_due.map_or("never".to_owned(), time);
+                format!("pending={} bytes={} next={next} lost={}", stats.pending, stats.bytes, stats.lost)
+            }
+            "due" => some(machine.due(now).map(|(id, message)| {
+                format!("{} #{} q{} position={}", delayed(id), message.topic, message.queue, message.pointer.position)
+            })),
+            "waiting" => some(machine.waiting(None).map(|(Waiting::Delayed(id), pointer)| {
+                format!("{} position={} size={}", delayed(id), pointer.position, pointer.size)
+            })),
+            "below" => {
+                let border = machine.border_below(Position(words.plain(1)?.parse().map_err(|_| "a position")?));
+                border.map_or("none".to_owned(), |border| format!("border {border}"))
+            }
             "now" => time(machine.now()),
             other => return Err(format!("cannot show {other}")),
         }])
     }
+}
+
+fn body(words: &Words<'_>) -> Record {
+    bytes::Bytes::from(words.value("body").unwrap_or("x").to_owned()).into()
+}
+
+fn due(words: &Words<'_>) -> Result<Timestamp, String> {
+    millis(words.need("due")?).map(Timestamp)
+}
+
+/// A delayed message by its due time and number: `due=10s number=0`.
+fn delay_id(words: &Words<'_>) -> Result<DelayId, String> {
+    let number = words.need("number")?.parse().map_err(|_| "a number")?;
+    Ok(DelayId { due: due(words)?, number })
+}
+
+fn delayed(id: DelayId) -> String {
+    format!("due={} number={}", time(id.due), id.number)
+}
+
+fn some(lines: impl Iterator<Item = String>) -> String {
+    let lines: Vec<String> = lines.collect();
+    if lines.is_empty() { "none".to_owned() } else { lines.join("\n") }
 }
 
 fn refused(refusal: &Refusal) -> String {

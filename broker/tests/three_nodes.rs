@@ -102,7 +102,7 @@ impl Cluster {
         let stop = CancellationToken::new();
         let node = run(config, doors, stop.clone(), move |bound| sender.send(bound).expect("waited for"));
         let ended = runtime.spawn(node);
-        let bound = bound.await.expect("the node starts");
+        let Ok(bound) = bound.await else { panic!("node {number} did not start: {:?}", ended.await) };
         // Once a node has its port it keeps it, as a real one does.
         self.configs.get_mut(&number).expect("known").network.client_listen = bound.client.clone();
         self.nodes.insert(number, Node { runtime: Some(runtime), bound, stop, ended: Some(ended) });
@@ -661,4 +661,155 @@ async fn settings_come_at_once_and_bad_input_is_answered_in_band() {
     );
     let anonymous = client.heartbeat(Request::new(v2::HeartbeatRequest::default())).await.expect("in-band");
     assert_eq!(anonymous.into_inner().status.expect("set").code, 40017);
+}
+
+fn wall_ms() -> u64 {
+    use quorate_proto::time::Clock;
+    SystemClock::new().now().0
+}
+
+/// A message that becomes visible at `due_ms`.
+fn delayed(id: u32, due_ms: u64) -> Message {
+    let mut message = message(id);
+    let system = message.system_properties.as_mut().expect("set");
+    system.message_type = v2::MessageType::Delay as i32;
+    system.delivery_timestamp = Some(quorate_proto::time::Timestamp(due_ms).to_proto());
+    message
+}
+
+async fn recall(client: &mut Client, topic: &str, handle: &str) -> (i32, String) {
+    let wanted = v2::RecallMessageRequest { topic: named(topic), recall_handle: handle.to_owned() };
+    let answer = client.recall_message(request(wanted, Duration::from_secs(3))).await.expect("in-band").into_inner();
+    (answer.status.expect("set").code, answer.message_id)
+}
+
+/// Receives until `count` messages came or 15 s are over; each with the wall clock when it came.
+async fn collect(client: &mut Client, count: usize) -> Vec<(Message, u64)> {
+    let (mut all, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(15));
+    while all.len() < count && Instant::now() < deadline {
+        let (_, messages) = receive(client, 32, 1_000).await;
+        let at = wall_ms();
+        ack(client, &messages).await;
+        all.extend(messages.into_iter().map(|message| (message, at)));
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delayed_message_comes_at_its_time_and_can_be_recalled_through_any_node() {
+    let cluster = Cluster::start(|_| {}).await;
+    let (leader, followers) = (cluster.leader().await, cluster.followers().await);
+    let mut clients: Vec<Client> = [leader, followers[0], followers[1]].map(|n| cluster.client(n)).into();
+    let now = wall_ms();
+    let due = |id: u32| now + 1_500 + u64::from(id) * 50;
+
+    let mut handles = Vec::new();
+    for id in 0..12 {
+        let (code, entries) = send(&mut clients[id as usize % 3], vec![delayed(id, due(id))]).await;
+        assert_eq!((code, entries[0].recall_handle.is_empty()), (20000, false));
+        handles.push(entries[0].recall_handle.clone());
+    }
+    // The same send again: the same handle, and it waits once.
+    let (_, again) = send(&mut clients[1], vec![delayed(0, due(0))]).await;
+    assert_eq!(again[0].recall_handle, handles[0]);
+    // One in the past is a plain one, with nothing to recall.
+    let (code, past) = send(&mut clients[0], vec![delayed(50, now - 5_000)]).await;
+    assert_eq!((code, past[0].recall_handle.as_str()), (20000, ""));
+
+    // Any node takes it back; again is the same; what is no handle is said to be none.
+    for client in &mut clients {
+        assert_eq!(recall(client, "t", &handles[5]).await, (20000, format!("{:034X}", 5)));
+    }
+    assert_eq!(recall(&mut clients[1], "t", "no handle").await.0, 40013);
+    assert_eq!(recall(&mut clients[1], "t", "").await.0, 40013);
+    let edited = format!("{}0", &handles[1][..handles[1].len() - 1]);
+    let edited = if edited == handles[1] { format!("{}1", &handles[1][..handles[1].len() - 1]) } else { edited };
+    assert_eq!(recall(&mut clients[2], "t", &edited).await.0, 40013);
+
+    // Too far ahead, and the bound in words.
+    let far = delayed(60, now + 41 * 86_400_000);
+    let (code, entries) = send(&mut clients[2], vec![far]).await;
+    let words = entries[0].status.clone().expect("set").message;
+    assert!(code == 40012 && words.contains("at most 40d"), "{code} {words}");
+
+    let came = collect(&mut clients[1], 12).await;
+    let expected: BTreeSet<String> = (0..12).filter(|id| *id != 5).chain([50]).map(|id| format!("body {id}")).collect();
+    assert_eq!(
+        came.iter().map(|(message, _)| bodies(std::slice::from_ref(message)).remove(0)).collect::<BTreeSet<_>>(),
+        expected
+    );
+    assert_eq!(came.len(), expected.len(), "each once");
+    for (message, at) in &came {
+        let system = message.system_properties.as_ref().expect("set");
+        assert_eq!(system.message_type, v2::MessageType::Delay as i32);
+        let id = u32::from_str_radix(&system.message_id, 16).expect("hex");
+        if id < 50 {
+            let timestamp = system.delivery_timestamp.as_ref().expect("kept");
+            assert_eq!(quorate_proto::time::Timestamp(due(id)).to_proto(), *timestamp);
+            assert!(*at >= due(id), "message {id} came {} ms early", due(id) - at);
+        }
+    }
+    assert_eq!(recall(&mut clients[2], "t", &handles[1]).await.0, 40401, "too late");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn delayed_messages_survive_a_killed_leader_a_restart_and_the_end_of_their_segment() {
+    // Segments of 2 MiB, of which two are kept, and bodies of 64 KiB: the log before the waiting messages goes several times.
+    let mut cluster = Cluster::start(|config| {
+        config.storage.segment_bytes = 2 << 20;
+        config.limits.message_bytes_max = 100 << 10;
+        config.limits.batch_bytes_max = 100 << 10;
+        config.retention.log_bytes_max = 4 << 20;
+    })
+    .await;
+    let leader = cluster.leader().await;
+    let mut client = cluster.client(leader);
+    let due = wall_ms() + 15_000;
+    let mut handles = Vec::new();
+    for id in 0..8 {
+        let (code, entries) = send(&mut client, vec![delayed(id, due + u64::from(id))]).await;
+        assert_eq!(code, 20000);
+        handles.push(entries[0].recall_handle.clone());
+    }
+    let plain = |id: u32| Message { body: vec![b'.'; 64 << 10].into(), ..message(id) };
+    for id in 100..260 {
+        let mut client = cluster.client(if id < 180 { leader } else { *cluster.nodes.keys().next().expect("two run") });
+        assert_eq!(send(&mut client, vec![plain(id)]).await.0, 20000);
+        if id == 179 {
+            cluster.kill(leader);
+            cluster.leader().await;
+        }
+    }
+    let follower = cluster.followers().await[0];
+    assert_eq!(recall(&mut cluster.client(follower), "t", &handles[3]).await.0, 20000);
+    let files = |cluster: &Cluster, number: u16| {
+        let log = cluster.configs[&number].storage.data_dir.join("log");
+        std::fs::read_dir(log).expect("a folder").count()
+    };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while files(&cluster, cluster.leader().await) > 4 {
+        assert!(Instant::now() < deadline, "the waiting messages pin the log");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let left: Vec<u16> = cluster.nodes.keys().copied().collect();
+    for number in &left {
+        cluster.stop(*number).await.expect("a planned stop");
+    }
+    for number in left {
+        cluster.open(number).await;
+    }
+    let mut client = cluster.client(cluster.leader().await);
+    let mut seen = BTreeMap::<String, u64>::new();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while seen.len() < 7 && Instant::now() < deadline {
+        let (_, messages) = receive(&mut client, 32, 500).await;
+        let now = wall_ms();
+        ack(&mut client, &messages).await;
+        for message in messages.iter().filter(|message| message.body.len() < 100) {
+            assert!(now >= due, "{} ms early", due - now);
+            *seen.entry(bodies(std::slice::from_ref(message)).remove(0)).or_default() += 1;
+        }
+    }
+    let expected = [0, 1, 2, 4, 5, 6, 7].map(|id| (format!("body {id}"), 1));
+    assert_eq!(seen, expected.into());
 }

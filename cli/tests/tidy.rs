@@ -74,6 +74,7 @@ const RANKS: [(&str, &[&[&str]]); 3] = [
             &["health"],
             &["registrar"],
             &["leader", "applier"],
+            &["schedule"],
             &["replica"],
             &["store"],
             &["session", "waiters"],

@@ -36,6 +36,10 @@ pub struct Limits {
     /// Longest invisible duration. Default `12h`, RocketMQ's.
     #[serde(with = "units::duration")]
     pub invisible_max: Duration,
+    /// How far ahead a delivery timestamp may lie. Default `40d`. A waiting message costs about 100 bytes of memory on every node
+    /// and its body in the log; further ahead means more of both at once.
+    #[serde(with = "units::duration")]
+    pub delay_max: Duration,
     /// Longest wait of a receive that finds nothing. Default `30s`. Shorter costs more calls, longer more parked ones.
     #[serde(with = "units::duration")]
     pub long_poll_max: Duration,
@@ -87,6 +91,7 @@ impl Default for Limits {
             receive_bytes_max: 8 << 20,
             invisible_min: Duration::from_secs(10),
             invisible_max: Duration::from_secs(12 * 60 * 60),
+            delay_max: Duration::from_secs(40 * 24 * 60 * 60),
             long_poll_max: Duration::from_secs(30),
             hold_max: Duration::from_secs(10),
             held_bytes_max: 64 << 20,

@@ -111,6 +111,8 @@ calls! {
     11 DropGroup -> Done by drop_group, repeatable: false;
     12 ListTopics -> Topics by list_topics, repeatable: true;
     13 ListGroups -> Groups by list_groups, repeatable: true;
+    // A recalled message is remembered until it would have been due.
+    40 Recall -> Recalled by recall, repeatable: true;
 }
 
 /// Store messages of one topic.
@@ -135,6 +137,9 @@ pub(crate) struct Outgoing {
     pub tag_hash: u64,
     #[prost(bytes = "bytes", tag = "4")]
     pub record: Bytes,
+    /// When it becomes visible, in milliseconds since 1970; 0 if at once.
+    #[prost(uint64, tag = "5")]
+    pub due_ms: u64,
 }
 
 /// One result per message, in order.
@@ -153,6 +158,25 @@ pub(crate) struct SentOne {
     pub offset: u64,
     #[prost(message, optional, tag = "3")]
     pub no: Option<No>,
+    /// Takes the message back; empty if it is visible already.
+    #[prost(string, tag = "4")]
+    pub recall_handle: String,
+}
+
+/// Take a delayed message back.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Recall {
+    #[prost(string, tag = "1")]
+    pub topic: String,
+    #[prost(string, tag = "2")]
+    pub handle: String,
+}
+
+/// It will not be delivered.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Recalled {
+    #[prost(string, tag = "1")]
+    pub message_id: String,
 }
 
 /// A fault of one entry or of a whole call between nodes.
@@ -405,7 +429,7 @@ mod tests {
     #[test]
     fn a_call_survives_the_way_to_the_leader_and_keeps_its_record_uncopied() {
         let record = Bytes::from(vec![7; 4096]);
-        let outgoing = Outgoing { message_id: "ID".into(), body_crc: 1, tag_hash: 2, record };
+        let outgoing = Outgoing { message_id: "ID".into(), body_crc: 1, tag_hash: 2, record, due_ms: 3 };
         let call = Send { topic: "t".into(), client_id: "c".into(), messages: vec![outgoing] };
         let request = call.to_request();
         let inside = request.as_ptr_range();

@@ -20,7 +20,7 @@ const SLEW: i128 = 20;
 
 /// What the two clocks of a node say.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Reading {
+pub struct Reading {
     /// The wall clock.
     pub wall: Timestamp,
     /// Time since some fixed point.
@@ -29,7 +29,7 @@ pub(crate) struct Reading {
 
 /// Log time as this node reckons it.
 #[derive(Debug)]
-pub(crate) struct LogClock {
+pub struct LogClock {
     /// Log time at `monotonic`, in microseconds; `None` before anything was stamped.
     at: Option<u64>,
     monotonic: Duration,
@@ -37,6 +37,12 @@ pub(crate) struct LogClock {
     last: Timestamp,
     /// Peers agree with this node's wall clock.
     trusted: bool,
+}
+
+impl Default for LogClock {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl LogClock {

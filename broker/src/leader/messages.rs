@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
+use quorate_proto::{names::TopicName, time::Timestamp};
 use quorate_raft::ProposeError;
 use tokio::{sync::oneshot, time::Instant};
 use tracing::warn;
 
 use super::{
-    Failure, Leader, ToNo,
+    Failure, Leader,
     calls::{
-        Ack, Acked, AckedOne, ChangeInvisible, Changed, Delivered, Outgoing, Receive, Received, Renew, Renewed, Send,
-        Sent, SentOne,
+        Ack, Acked, AckedOne, ChangeInvisible, Changed, Delivered, Outgoing, Recall, Recalled, Receive, Received,
+        Renew, Renewed, Send, Sent, SentOne,
     },
     mismatched,
     names::{GroupFacts, TopicFacts},
@@ -18,7 +19,8 @@ use super::{
 };
 use crate::{
     machine::{
-        self, AttemptKey, Command, Delivery, GroupId, Handle, QueueId, Refusal, Reply, SendKey, TopicId, TopicKind,
+        self, AttemptKey, Command, Delivery, GroupId, Handle, QueueId, RecallHandle, Refusal, Reply, SendKey, TopicId,
+        TopicKind,
     },
     replica::{Applied, Found},
 };
@@ -32,11 +34,8 @@ impl Leader {
     /// One result per message. A failure of the whole call is `NotLeader` or `Overloaded` only if no message was handed to the log.
     pub async fn send(&self, call: &Send) -> Result<Sent, Failure> {
         let topic = self.topic(&call.topic).await?;
-        match topic.kind {
-            TopicKind::Normal | TopicKind::Any => {}
-            kind @ (TopicKind::Fifo | TopicKind::Delay | TopicKind::Transaction) => {
-                return Err(Failure::TopicTakes(kind));
-            }
+        for message in &call.messages {
+            self.takes(topic.kind, message)?;
         }
         let queue = self.planner.next_queue(topic.queues);
         let mut receipts = Vec::with_capacity(1);
@@ -53,13 +52,55 @@ impl Leader {
             return Ok(planted_answer(call, queue));
         }
         let applied = together(receipts).await?;
-        Ok(Sent {
-            results: applied
-                .into_iter()
-                .flat_map(|applied| applied.replies)
-                .map(|reply| sent_one(reply, self.to_no))
-                .collect(),
-        })
+        let replies = applied.into_iter().flat_map(|applied| applied.replies);
+        let results = replies.zip(&call.messages).map(|(reply, message)| self.sent_one(reply, topic.id, message));
+        Ok(Sent { results: results.collect() })
+    }
+
+    /// The topic takes messages of this kind, and this one does not lie too far ahead.
+    fn takes(&self, kind: TopicKind, message: &Outgoing) -> Result<(), Failure> {
+        let delayed = message.due_ms != 0;
+        match kind {
+            TopicKind::Normal if !delayed => return Ok(()),
+            TopicKind::Any if !delayed => return Ok(()),
+            TopicKind::Delay | TopicKind::Any if delayed => {}
+            TopicKind::Normal | TopicKind::Any | TopicKind::Fifo | TopicKind::Delay | TopicKind::Transaction => {
+                return Err(Failure::TopicTakes(kind));
+            }
+        }
+        let (ahead, max) = (Timestamp(message.due_ms).since(self.clock.now()), self.config.limits.delay_max);
+        if ahead > max { Err(Failure::DelayTooLong { ahead, max }) } else { Ok(()) }
+    }
+
+    fn sent_one(&self, reply: Reply, topic: TopicId, message: &Outgoing) -> SentOne {
+        match reply {
+            Reply::Sent { queue, offset, duplicate: _ } => {
+                SentOne { queue: u32::from(queue.0), offset: offset.0, ..SentOne::default() }
+            }
+            Reply::Delayed { id, duplicate: _ } => {
+                let handle = RecallHandle { topic, id, message_id: message.message_id.clone() };
+                SentOne { recall_handle: handle.to_text(self.cluster), ..SentOne::default() }
+            }
+            Reply::Refused(refusal) => SentOne { no: Some((self.to_no)(refusal)), ..SentOne::default() },
+            reply @ (Reply::Received { .. }
+            | Reply::Acked { .. }
+            | Reply::Changed { .. }
+            | Reply::Topic { .. }
+            | Reply::Group { .. }
+            | Reply::Done) => mismatched(&reply),
+        }
+    }
+
+    /// Takes a delayed message back, if it is not visible yet.
+    pub async fn recall(&self, call: &Recall) -> Result<Recalled, Failure> {
+        let handle = RecallHandle::parse(&call.handle, self.cluster)?;
+        let name = TopicName::parse(&call.topic).map_err(|_| Refusal::TopicNotFound)?;
+        let topic = self.shared.read(|machine| machine.topic(&name).map(machine::Topic::id));
+        if topic.ok_or(Refusal::TopicNotFound)? != handle.topic {
+            return Err(Refusal::RecallInvalid.into());
+        }
+        let recall = machine::Recall { id: handle.id, topic: handle.topic };
+        self.propose_one(Command::Recall(recall)).await.map(|_| Recalled { message_id: handle.message_id })
     }
 
     /// Hands out messages, waiting for some as long as the call says. Empty if none came.
@@ -254,28 +295,17 @@ impl Leader {
 }
 
 fn send_command(topic: TopicId, queue: QueueId, client_id: &str, message: &Outgoing) -> Command {
-    Command::Send(machine::Send {
+    let send = machine::Send {
         topic,
         queue,
         key: SendKey::new(topic, client_id, &message.message_id),
         body_crc: message.body_crc,
         tag_hash: message.tag_hash,
         record: message.record.clone().into(),
-    })
-}
-
-fn sent_one(reply: Reply, to_no: ToNo) -> SentOne {
-    match reply {
-        Reply::Sent { queue, offset, duplicate: _ } => {
-            SentOne { queue: u32::from(queue.0), offset: offset.0, no: None }
-        }
-        Reply::Refused(refusal) => SentOne { queue: 0, offset: 0, no: Some(to_no(refusal)) },
-        reply @ (Reply::Received { .. }
-        | Reply::Acked { .. }
-        | Reply::Changed { .. }
-        | Reply::Topic { .. }
-        | Reply::Group { .. }
-        | Reply::Done) => mismatched(&reply),
+    };
+    match message.due_ms {
+        0 => Command::Send(send),
+        due_ms => Command::SendDelayed(machine::SendDelayed { due: Timestamp(due_ms), send }),
     }
 }
 
@@ -325,7 +355,7 @@ async fn together(
 
 /// What the planted bug answers: everything is stored, at offset 0.
 fn planted_answer(call: &Send, queue: QueueId) -> Sent {
-    let stored = SentOne { queue: u32::from(queue.0), offset: 0, no: None };
+    let stored = SentOne { queue: u32::from(queue.0), ..SentOne::default() };
     Sent { results: vec![stored; call.messages.len()] }
 }
 

@@ -16,8 +16,9 @@ pub(crate) mod propose;
 pub(crate) mod pump;
 pub(crate) mod rescue;
 mod term;
+pub(crate) mod timer;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use quorate_raft::{Group, ProposeError};
 
@@ -25,7 +26,7 @@ pub(crate) use self::names::kind_of;
 pub(crate) use self::term::{PeerClocks, RaftLog, TermClock};
 use self::{planner::Planner, propose::Proposer};
 use crate::{
-    config::BrokerConfig,
+    config::{BrokerConfig, units::format_duration},
     machine::{ClusterHash, Refusal, Reply, TopicKind},
     metrics::Metrics,
     replica::{Applied, Replica, Shared},
@@ -40,9 +41,20 @@ pub(crate) enum Failure {
     /// The log did not take it, or may have.
     #[error("{0}")]
     Propose(ProposeError),
-    /// The topic is for other messages than plain ones.
-    #[error("the topic takes {0:?} messages only; send the message to a topic of type NORMAL or ANY")]
+    /// The topic is for messages of another kind.
+    #[error("the topic takes {0:?} messages only; send the message to a topic of its own type or of type ANY")]
     TopicTakes(TopicKind),
+    /// A delivery timestamp further ahead than is allowed.
+    #[error(
+        "the delivery timestamp lies {} s ahead, at most {} are allowed; choose an earlier one (limits.delay_max)",
+        ahead.as_secs(), format_duration(*max)
+    )]
+    DelayTooLong {
+        /// How far.
+        ahead: Duration,
+        /// How far is allowed.
+        max: Duration,
+    },
     /// The consumer group wants its messages in order.
     #[error(
         "the consumer group is ordered (FIFO), and ordered delivery is not implemented by this broker; use another group"

@@ -7,12 +7,14 @@ use quorate_proto::time::Timestamp;
 use quorate_raft::{Group, Position, ProposeError};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
-use super::{PeerClocks, TermClock};
+use super::{Leader, PeerClocks, TermClock};
 use crate::{
     config::BrokerConfig,
+    machine::{Carry, Command},
     replica::{Replica, Shared},
+    schedule::{Portion, Schedule},
 };
 
 /// How often the pump looks.
@@ -32,6 +34,8 @@ pub(crate) struct Pump {
     pub peers: Arc<dyn PeerClocks>,
     /// How much is kept.
     pub config: Arc<BrokerConfig>,
+    /// Reads bodies and proposes.
+    pub leader: Arc<Leader>,
 }
 
 impl Pump {
@@ -59,7 +63,10 @@ impl Pump {
         }
     }
 
-    /// Proposes a higher floor if retention asks for one.
+    /// Proposes a higher floor if retention asks for one, after the bodies of waiting messages below it went up.
+    ///
+    /// The order is safe whoever leads at each step: a body only moves up, new ones stand above every border that was crossed, and
+    /// a floor is proposed only by a node whose own machine shows nothing waiting below it.
     async fn move_floor(&self) {
         let (retention, segment) = (&self.config.retention, self.config.storage.segment_bytes);
         let status = self.group.status();
@@ -68,6 +75,10 @@ impl Pump {
         let Some(floor) = by_size.max(by_age).filter(|floor| *floor >= Position(status.floor.0 + segment)) else {
             return;
         };
+        let Some(floor) = self.shared.read(|machine| machine.border_below(floor)) else { return };
+        if !self.is_worth_it(status.floor, floor) || !self.carry(floor).await {
+            return;
+        }
         match self.group.propose_floor(floor).await {
             Ok(()) => info!(%floor, "floor moved"),
             // Proposed again at the next tick, here or by the next leader.
@@ -80,6 +91,53 @@ impl Pump {
         }
     }
 
+    /// Writing waiting bodies again must free more than it takes, or a log that is full of them would chase its own end.
+    fn is_worth_it(&self, from: Position, floor: Position) -> bool {
+        let waiting = Schedule::new(self.shared.clone()).bytes_below(floor);
+        let worth = frees_more_than_it_takes(from, floor, waiting);
+        if !worth {
+            debug!(%floor, waiting, "floor not moved: most of the log below it are messages that wait");
+        }
+        worth
+    }
+
+    /// Writes the bodies of waiting messages below `floor` once more. False if that was not done to the end.
+    async fn carry(&self, floor: Position) -> bool {
+        let leader = &self.leader;
+        let schedule = Schedule::new(self.shared.clone());
+        let portion = Portion { commands_max: 1024, bytes_max: self.config.limits.batch_bytes_max };
+        let mut after = None;
+        loop {
+            let going_up = match schedule.carry(floor, after, portion) {
+                Ok(going_up) => going_up,
+                Err(error) => {
+                    warn!(%error, %floor, "the body of a waiting message could not be read; the floor stays");
+                    return false;
+                }
+            };
+            let mut commands = Vec::with_capacity(going_up.bodies.len());
+            for (waiting, found) in going_up.bodies {
+                let Some(record) = leader.body(found).await else {
+                    warn!(?waiting, %floor, "no node has the body of a waiting message now; the floor stays");
+                    return false;
+                };
+                commands.push(Command::Carry(Carry { waiting, record }));
+            }
+            let count = commands.len() as u64;
+            if count > 0 {
+                if let Err(error) = leader.proposer.propose(commands).await {
+                    debug!(%error, %floor, "waiting messages not carried; the floor stays");
+                    return false;
+                }
+                leader.metrics.carried.add(count);
+            }
+            match going_up.after {
+                Some(last) => after = Some(last),
+                None => return true,
+            }
+        }
+    }
+
     /// The border behind which everything is younger than `age_max`.
     fn floor_by_age(&self, age_max: Duration) -> Option<Position> {
         let now = self.clock.now();
@@ -87,6 +145,11 @@ impl Pump {
         let cutoff = Timestamp(now.0.checked_sub(age_ms)?);
         self.shared.read(|machine| machine.border_at(cutoff))
     }
+}
+
+/// At least as much of the log goes for good as is written again.
+fn frees_more_than_it_takes(from: Position, floor: Position, waiting_bytes: u64) -> bool {
+    waiting_bytes <= floor.0.saturating_sub(from.0) / 2
 }
 
 /// The lowest floor with which a log that ends at `end` takes at most `bytes_max`, rounded so that the segment border below it will
@@ -108,6 +171,14 @@ mod tests {
         assert_eq!(floor_by_size(Position(100), 0, 10), None);
         assert_eq!(floor_by_size(Position(100), 100, 10), None);
         assert_eq!(floor_by_size(Position(5), 100, 10), None);
+    }
+
+    #[test]
+    fn a_log_full_of_waiting_messages_is_not_written_again_and_again() {
+        assert!(frees_more_than_it_takes(Position(100), Position(200), 0));
+        assert!(frees_more_than_it_takes(Position(100), Position(200), 50));
+        assert!(!frees_more_than_it_takes(Position(100), Position(200), 51));
+        assert!(!frees_more_than_it_takes(Position(200), Position(100), 1));
     }
 
     #[test]

@@ -10,7 +10,10 @@ use quorate_raft::Position;
 use tracing::{error, warn};
 
 use super::Leader;
-use crate::machine::{Pointer, StoredRecord};
+use crate::{
+    machine::{Pointer, Record, StoredRecord},
+    replica::Found,
+};
 
 /// First byte of the question to another node.
 pub(crate) const ASK_RECORD: u8 = 102;
@@ -38,6 +41,15 @@ impl Leader {
             "a message has rotted on this disk and no other node has it now; it is not delivered"
         );
         None
+    }
+
+    /// The bytes of a message that waits, from this disk or another. `None` if nobody has them now.
+    pub(super) async fn body(&self, found: Found) -> Option<Record> {
+        match found {
+            Found::Record(record) => Some(record.bytes.into()),
+            Found::Rotten(pointer) => self.rescue(pointer).await.map(|record| record.bytes.into()),
+            Found::Gone => None,
+        }
     }
 
     /// Answers another node's question: the record with its prefix if it is sound here, else nothing.

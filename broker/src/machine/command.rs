@@ -7,6 +7,7 @@
 //! batch     version 2 (1) | stamp, ms since 1970 (8) | count (4) | commands …
 //! command   kind (1) | fields in the order of the struct
 //! Send      topic 4 | queue 2 | key 16 | body crc32c 4 | tag hash 8 | record size 4 | record crc32c 4 | stamp 8 | record
+//! Deliver   due 8 | number 8 | record size 4 | record crc32c 4 | stamp 8 | record       (Carry: the same behind a byte of kind)
 //! ```
 //! Crc and stamp stand before every record, so that a consume queue's pointer leads to the record, to the proof that it is sound and
 //! to its store time without reading the head of the batch. `decode` never panics; records are slices of the input, not copies.
@@ -20,7 +21,7 @@ use quorate_proto::{
 use super::{
     codec::{DecodeError, Reader, put_text},
     dedup::SendKey,
-    feature::pop::AttemptKey,
+    feature::{delay::DelayId, pop::AttemptKey},
     handle::Handle,
     ids::{GroupId, QueueId, QueueOffset, TopicId},
     record::{PREFIX_BYTES, Record, record_crc},
@@ -39,9 +40,19 @@ const PUT_TOPIC: u8 = 7;
 const DROP_TOPIC: u8 = 8;
 const PUT_GROUP: u8 = 9;
 const DROP_GROUP: u8 = 10;
+const SEND_DELAYED: u8 = 15;
+const DELIVER: u8 = 16;
+const RECALL: u8 = 17;
+const CARRY: u8 = 18;
+
+// What a carried body belongs to.
+const CARRIED_DELAYED: u8 = 1;
 
 /// Bytes of an encoded [`Send`] without its record.
-const SEND_BYTES: usize = 1 + 4 + 2 + 16 + 4 + 8 + 4 + PREFIX_BYTES;
+const SEND_BYTES: usize = 1 + 4 + 2 + 16 + 4 + 8 + RECORD_HEAD_BYTES;
+
+/// Bytes before a record: its size, its crc and the stamp.
+const RECORD_HEAD_BYTES: usize = 4 + PREFIX_BYTES;
 
 /// What one Raft entry holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,6 +86,14 @@ pub enum Command {
     PutGroup(PutGroup),
     /// Remove a consumer group and its progress.
     DropGroup(DropGroup),
+    /// Store a message that is invisible until a time.
+    SendDelayed(SendDelayed),
+    /// A delayed message is due: make it visible.
+    Deliver(Deliver),
+    /// Take a delayed message back.
+    Recall(Recall),
+    /// The body of a message that waits, once more, before the floor passes the old one.
+    Carry(Carry),
 }
 
 /// Stores a message at the end of a queue.
@@ -92,6 +111,49 @@ pub struct Send {
     pub tag_hash: u64,
     /// The normalised message; not empty.
     pub record: Record,
+}
+
+/// Stores a message that becomes visible at a time; at once if that has come.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SendDelayed {
+    /// When it becomes visible, in log time.
+    pub due: Timestamp,
+    /// The message, and the queue it will stand in.
+    pub send: Send,
+}
+
+/// Makes a delayed message visible. Refused before it is due and when it is not pending any more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Deliver {
+    /// Which one.
+    pub id: DelayId,
+    /// Its bytes, as they were sent.
+    pub record: Record,
+}
+
+/// Takes a delayed message back before it is visible.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recall {
+    /// Which one.
+    pub id: DelayId,
+    /// The topic it was sent to.
+    pub topic: TopicId,
+}
+
+/// Gives a waiting message a new place in the log. Refused when it does not wait any more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Carry {
+    /// Which one.
+    pub waiting: Waiting,
+    /// Its bytes, as they were sent.
+    pub record: Record,
+}
+
+/// A message whose body must be kept though no queue holds it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Waiting {
+    /// It is not due yet.
+    Delayed(DelayId),
 }
 
 /// Hands out up to `max` messages of a topic to a consumer of a group.
@@ -289,6 +351,13 @@ impl Command {
     pub fn encoded_len(&self) -> usize {
         match self {
             Self::Send(send) => SEND_BYTES + send.record.bytes().len(),
+            Self::SendDelayed(delayed) => SEND_BYTES + 8 + delayed.send.record.bytes().len(),
+            Self::Deliver(deliver) => 1 + DelayId::BYTES + RECORD_HEAD_BYTES + deliver.record.bytes().len(),
+            Self::Recall(_) => 1 + DelayId::BYTES + 4,
+            Self::Carry(carry) => {
+                let Waiting::Delayed(_) = carry.waiting;
+                1 + 1 + DelayId::BYTES + RECORD_HEAD_BYTES + carry.record.bytes().len()
+            }
             Self::Receive(receive) => 1 + 4 + 4 + 2 + 8 + 2 + 1 + if receive.attempt.is_some() { 16 } else { 0 },
             Self::Ack(ack) => 1 + 4 + 4 + ack.entries.len() * Handle::BYTES,
             Self::ChangeInvisible(_) => 1 + 4 + Handle::BYTES + 8 + 1,
@@ -303,16 +372,32 @@ impl Command {
         match self {
             Self::Send(send) => {
                 out.put_u8(SEND);
-                out.put_u32_le(send.topic.0);
-                out.put_u16_le(send.queue.0);
-                out.put_u128_le(send.key.0);
-                out.put_u32_le(send.body_crc);
-                out.put_u64_le(send.tag_hash);
-                let bytes = send.record.bytes();
-                out.put_u32_le(u32::try_from(bytes.len()).expect("a message is bounded far below 4 GiB"));
-                out.put_u32_le(record_crc(now, bytes));
-                out.put_u64_le(now.0);
-                out.put_slice(bytes);
+                put_send(out, send, now);
+            }
+            Self::SendDelayed(SendDelayed { due, send }) => {
+                out.put_u8(SEND_DELAYED);
+                out.put_u64_le(due.0);
+                put_send(out, send, now);
+            }
+            Self::Deliver(Deliver { id, record }) => {
+                out.put_u8(DELIVER);
+                id.encode(out);
+                put_record(out, record, now);
+            }
+            Self::Recall(Recall { id, topic }) => {
+                out.put_u8(RECALL);
+                id.encode(out);
+                out.put_u32_le(topic.0);
+            }
+            Self::Carry(Carry { waiting, record }) => {
+                out.put_u8(CARRY);
+                match waiting {
+                    Waiting::Delayed(id) => {
+                        out.put_u8(CARRIED_DELAYED);
+                        id.encode(out);
+                    }
+                }
+                put_record(out, record, now);
             }
             Self::Receive(receive) => {
                 out.put_u8(RECEIVE);
@@ -424,6 +509,19 @@ impl Command {
                 replace: reader.flag()?,
             }),
             DROP_GROUP => Self::DropGroup(DropGroup { group: GroupId(reader.u32()?) }),
+            SEND_DELAYED => {
+                let due = Timestamp(reader.u64()?);
+                Self::SendDelayed(SendDelayed { due, send: decode_send(now, reader)? })
+            }
+            DELIVER => Self::Deliver(Deliver { id: DelayId::decode(reader)?, record: decode_record(now, reader)? }),
+            RECALL => Self::Recall(Recall { id: DelayId::decode(reader)?, topic: TopicId(reader.u32()?) }),
+            CARRY => {
+                let waiting = match reader.u8()? {
+                    CARRIED_DELAYED => Waiting::Delayed(DelayId::decode(reader)?),
+                    _ => return Err(reader.error("a carried body of an unknown kind")),
+                };
+                Self::Carry(Carry { waiting, record: decode_record(now, reader)? })
+            }
             _ => return Err(DecodeError { what: "unknown command", at }),
         };
         Ok(command)
@@ -436,6 +534,11 @@ fn decode_send(now: Timestamp, reader: &mut Reader) -> Result<Send, DecodeError>
     let key = SendKey(reader.u128()?);
     let body_crc = reader.u32()?;
     let tag_hash = reader.u64()?;
+    let record = decode_record(now, reader)?;
+    Ok(Send { topic, queue, key, body_crc, tag_hash, record })
+}
+
+fn decode_record(now: Timestamp, reader: &mut Reader) -> Result<Record, DecodeError> {
     let size = reader.u32()?;
     let crc = reader.u32()?;
     if reader.u64()? != now.0 {
@@ -449,7 +552,24 @@ fn decode_send(now: Timestamp, reader: &mut Reader) -> Result<Send, DecodeError>
     if record_crc(now, &bytes) != crc {
         return Err(reader.error("a record's crc is wrong"));
     }
-    Ok(Send { topic, queue, key, body_crc, tag_hash, record: Record::decoded(bytes, at) })
+    Ok(Record::decoded(bytes, at))
+}
+
+fn put_send(out: &mut BytesMut, send: &Send, now: Timestamp) {
+    out.put_u32_le(send.topic.0);
+    out.put_u16_le(send.queue.0);
+    out.put_u128_le(send.key.0);
+    out.put_u32_le(send.body_crc);
+    out.put_u64_le(send.tag_hash);
+    put_record(out, &send.record, now);
+}
+
+fn put_record(out: &mut BytesMut, record: &Record, now: Timestamp) {
+    let bytes = record.bytes();
+    out.put_u32_le(u32::try_from(bytes.len()).expect("a message is bounded far below 4 GiB"));
+    out.put_u32_le(record_crc(now, bytes));
+    out.put_u64_le(now.0);
+    out.put_slice(bytes);
 }
 
 fn put_place(out: &mut BytesMut, group: GroupId, topic: TopicId, queue: QueueId, offset: QueueOffset) {

@@ -77,19 +77,51 @@ pub struct DedupStats {
 
 /// Where the first send of a key went.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Place {
-    /// The queue.
-    pub queue: QueueId,
-    /// The offset.
-    pub offset: QueueOffset,
+pub enum Place {
+    /// Into a queue.
+    Queue {
+        /// The queue.
+        queue: QueueId,
+        /// The offset.
+        offset: QueueOffset,
+    },
+    /// Among the delayed messages.
+    Delayed {
+        /// Its number there.
+        number: u64,
+    },
+}
+
+// Kinds of places on disk.
+const IN_QUEUE: u16 = 0;
+const DELAYED: u16 = 1;
+
+impl Place {
+    /// Queue, kind, and offset or number.
+    fn to_parts(self) -> (u16, u16, u64) {
+        match self {
+            Self::Queue { queue, offset } => (queue.0, IN_QUEUE, offset.0),
+            Self::Delayed { number } => (0, DELAYED, number),
+        }
+    }
+
+    fn from_parts(queue: u16, kind: u16, number: u64) -> Option<Self> {
+        match (kind, queue) {
+            (IN_QUEUE, queue) => Some(Self::Queue { queue: QueueId(queue), offset: QueueOffset(number) }),
+            (DELAYED, 0) => Some(Self::Delayed { number }),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     key: [u64; 2],
     body_crc: u32,
-    queue: QueueId,
-    offset: QueueOffset,
+    /// [`Place::to_parts`], which takes half of the enum's room.
+    queue: u16,
+    kind: u16,
+    number: u64,
     at: Timestamp,
     /// Number of the next older entry whose key has the same low half, or [`NONE`].
     previous: u64,
@@ -135,9 +167,9 @@ impl Dedup {
         while let Some(entry) = self.entry(number) {
             if entry.key == halves(key) {
                 if entry.body_crc == body_crc {
-                    let place = Place { queue: entry.queue, offset: entry.offset };
+                    let place = Place::from_parts(entry.queue, entry.kind, entry.number);
                     self.duplicates += 1;
-                    return Some(place);
+                    return Some(place.expect("only whole places are remembered"));
                 }
                 same_key = true;
             }
@@ -150,8 +182,8 @@ impl Dedup {
     /// Remembers where a send went; the oldest is forgotten if there are too many.
     pub(crate) fn remember(&mut self, key: SendKey, body_crc: u32, place: Place, now: Timestamp) {
         let previous = self.newest.insert(key.low(), self.end()).unwrap_or(NONE);
-        let Place { queue, offset } = place;
-        self.entries.push_back(Entry { key: halves(key), body_crc, queue, offset, at: now, previous });
+        let (queue, kind, number) = place.to_parts();
+        self.entries.push_back(Entry { key: halves(key), body_crc, queue, kind, number, at: now, previous });
         if self.entries.len() > ENTRIES_MAX {
             self.forget_oldest();
         }
@@ -217,9 +249,9 @@ impl Dedup {
             out.put_u64_le(entry.key[0]);
             out.put_u64_le(entry.key[1]);
             out.put_u32_le(entry.body_crc);
-            out.put_u16_le(entry.queue.0);
-            out.put_u16_le(0);
-            out.put_u64_le(entry.offset.0);
+            out.put_u16_le(entry.queue);
+            out.put_u16_le(entry.kind);
+            out.put_u64_le(entry.number);
             out.put_u64_le(entry.at.0);
         }
     }
@@ -237,17 +269,14 @@ impl Dedup {
         for _ in 0..count {
             let key = SendKey(entries.u128()?);
             let body_crc = entries.u32()?;
-            let queue = QueueId(entries.u16()?);
-            if entries.u16()? != 0 {
-                return Err(entries.error("reserved bytes of a remembered send are in use"));
-            }
-            let offset = QueueOffset(entries.u64()?);
+            let place = Place::from_parts(entries.u16()?, entries.u16()?, entries.u64()?);
+            let place = place.ok_or_else(|| entries.error("a remembered send went to no known place"))?;
             let at = Timestamp(entries.u64()?);
             if at < last || at > now {
                 return Err(entries.error("remembered sends are not in the order of their stamps"));
             }
             last = at;
-            dedup.remember(key, body_crc, Place { queue, offset }, at);
+            dedup.remember(key, body_crc, place, at);
         }
         Ok(dedup)
     }
@@ -262,7 +291,7 @@ mod tests {
     use super::*;
 
     fn place(offset: u64) -> Place {
-        Place { queue: QueueId(1), offset: QueueOffset(offset) }
+        Place::Queue { queue: QueueId(1), offset: QueueOffset(offset) }
     }
 
     #[test]

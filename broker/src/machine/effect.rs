@@ -6,6 +6,7 @@
 use quorate_proto::time::Timestamp;
 
 use super::{
+    feature::delay::DelayId,
     handle::Handle,
     ids::{GroupId, QueueId, QueueOffset, TopicId},
     record::Pointer,
@@ -21,6 +22,13 @@ pub enum Reply {
         /// Its offset there.
         offset: QueueOffset,
         /// It was stored by an earlier command with the same key and body; this is where.
+        duplicate: bool,
+    },
+    /// A message is stored and waits for its time.
+    Delayed {
+        /// Its name.
+        id: DelayId,
+        /// It was stored by an earlier command with the same key, body and time.
         duplicate: bool,
     },
     /// Messages are handed out; none if there is nothing to hand out.
@@ -142,6 +150,24 @@ pub enum Refusal {
         /// How many it has.
         have: u16,
     },
+    /// A delayed message before its time.
+    #[error("the message is not due before {due}")]
+    NotDue {
+        /// When it is.
+        due: Timestamp,
+    },
+    /// A message that does not wait any more: it is visible, was taken back, or its topic is gone.
+    #[error("the message does not wait any more")]
+    NotPending,
+    /// Not a recall handle, or one of another topic.
+    #[error("the recall handle is not valid; use the one that the send was answered with, unchanged, and its topic")]
+    RecallInvalid,
+    /// A recall handle of another cluster.
+    #[error("the recall handle was issued by another cluster; send it there")]
+    RecallForeign,
+    /// The message is visible already, or was taken back and would be visible by now.
+    #[error("it is too late: the message has been delivered, or it was recalled and its time has passed since")]
+    RecallTooLate,
     /// An offset outside of what the queue holds.
     #[error("the queue holds offsets {min} to {end} (exclusive)")]
     OffsetOutOfRange {
@@ -172,6 +198,11 @@ pub enum Effect {
         group: GroupId,
         /// The topic.
         topic: TopicId,
+    },
+    /// Time will make something ready then.
+    Scheduled {
+        /// In log time.
+        at: Timestamp,
     },
     /// The set of topics, or the shape of one, has changed.
     TopicsChanged,

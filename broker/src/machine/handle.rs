@@ -12,13 +12,16 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    codec::{DecodeError, Reader},
+    codec::{DecodeError, Reader, put_text},
     effect::Refusal,
+    feature::delay::DelayId,
     ids::{GroupId, QueueId, QueueOffset, Serial, TopicId},
 };
 
 const VERSION: u8 = 1;
 const PACKED_BYTES: usize = 1 + 4 + Handle::BYTES + 4;
+/// Longest text that is looked at.
+const TEXT_BYTES_MAX: usize = 1024;
 
 /// One delivery of one message to one consumer group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,7 +70,7 @@ impl Handle {
     /// # Errors
     /// [`Refusal::ReceiptInvalid`] if it is not a handle, [`Refusal::ReceiptForeign`] if another cluster issued it.
     pub fn parse(text: &str, cluster: ClusterHash) -> Result<Self, Refusal> {
-        let packed = from_hex(text).ok_or(Refusal::ReceiptInvalid)?;
+        let packed = from_hex(text).filter(|packed| packed.len() == PACKED_BYTES).ok_or(Refusal::ReceiptInvalid)?;
         let mut reader = Reader::new(Bytes::copy_from_slice(&packed));
         let (version, hash, handle, crc) = Self::unpack(&mut reader).map_err(|_| Refusal::ReceiptInvalid)?;
         if version != VERSION || crc != crc32c::crc32c(&packed[..PACKED_BYTES - 4]) {
@@ -104,6 +107,70 @@ impl Handle {
     }
 }
 
+/// Names a delayed message to the client that may take it back. As text: upper-case hex of
+///
+/// ```text
+/// version 1 (1) | 'R' (1) | cluster hash (4) | topic 4 | due 8 | number 8 | message id length (1) | message id | crc32c (4)
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RecallHandle {
+    /// The topic, by the number it had then.
+    pub topic: TopicId,
+    /// The message.
+    pub id: DelayId,
+    /// What the client calls it; comes back in the answer to a recall.
+    pub message_id: String,
+}
+
+/// Tells recall handles from receipt handles.
+const RECALL: u8 = b'R';
+
+impl RecallHandle {
+    /// The text that clients carry.
+    pub fn to_text(&self, cluster: ClusterHash) -> String {
+        let mut bytes = BytesMut::with_capacity(1 + 1 + 4 + 4 + DelayId::BYTES + 1 + self.message_id.len() + 4);
+        bytes.put_u8(VERSION);
+        bytes.put_u8(RECALL);
+        bytes.put_u32_le(cluster.0);
+        bytes.put_u32_le(self.topic.0);
+        self.id.encode(&mut bytes);
+        put_text(&mut bytes, &self.message_id);
+        bytes.put_u32_le(crc32c::crc32c(&bytes));
+        to_hex(&bytes)
+    }
+
+    /// Reads the text that a client gave back.
+    ///
+    /// # Errors
+    /// [`Refusal::RecallInvalid`] if it is not a recall handle, [`Refusal::RecallForeign`] if another cluster issued it.
+    pub fn parse(text: &str, cluster: ClusterHash) -> Result<Self, Refusal> {
+        let packed = from_hex(text).ok_or(Refusal::RecallInvalid)?;
+        let body = packed.len().checked_sub(4).ok_or(Refusal::RecallInvalid)?;
+        let crc = crc32c::crc32c(&packed[..body]);
+        let mut reader = Reader::new(Bytes::from(packed));
+        let (hash, handle, given) = Self::unpack(&mut reader).map_err(|_| Refusal::RecallInvalid)?;
+        if given != crc {
+            return Err(Refusal::RecallInvalid);
+        }
+        if hash != cluster.0 {
+            return Err(Refusal::RecallForeign);
+        }
+        Ok(handle)
+    }
+
+    fn unpack(reader: &mut Reader) -> Result<(u32, Self, u32), DecodeError> {
+        if (reader.u8()?, reader.u8()?) != (VERSION, RECALL) {
+            return Err(reader.error("not a recall handle"));
+        }
+        let hash = reader.u32()?;
+        let (topic, id) = (TopicId(reader.u32()?), DelayId::decode(reader)?);
+        let message_id = reader.text(|text| Ok::<_, ()>(text.to_owned()), "not a message id")?;
+        let crc = reader.u32()?;
+        reader.end()?;
+        Ok((hash, Self { topic, id, message_id }, crc))
+    }
+}
+
 /// Upper-case hex, as RocketMQ writes digests and ids.
 pub(crate) fn to_hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
@@ -115,22 +182,23 @@ pub(crate) fn to_hex(bytes: &[u8]) -> String {
     text
 }
 
-fn from_hex(text: &str) -> Option<[u8; PACKED_BYTES]> {
+fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
-    if digits.len() != PACKED_BYTES * 2 {
+    if !digits.len().is_multiple_of(2) || digits.len() > TEXT_BYTES_MAX {
         return None;
     }
-    let mut bytes = [0; PACKED_BYTES];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+    let byte = |pair: &[u8]| {
         let high = char::from(pair[0]).to_digit(16)?;
         let low = char::from(pair[1]).to_digit(16)?;
-        *byte = u8::try_from(high << 4 | low).ok()?;
-    }
-    Some(bytes)
+        u8::try_from(high << 4 | low).ok()
+    };
+    digits.chunks_exact(2).map(byte).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use quorate_proto::time::Timestamp;
+
     use super::*;
 
     fn handle() -> Handle {
@@ -157,6 +225,27 @@ mod tests {
     fn a_handle_of_another_cluster_is_foreign() {
         let text = handle().to_text(ClusterHash::of("c1"));
         assert_eq!(Handle::parse(&text, ClusterHash::of("c2")), Err(Refusal::ReceiptForeign));
+    }
+
+    #[test]
+    fn a_recall_handle_survives_its_text_and_no_edited_digit_passes() {
+        let (cluster, other) = (ClusterHash::of("c1"), ClusterHash::of("c2"));
+        let id = DelayId { due: Timestamp(1 << 41), number: 77 };
+        let recall = RecallHandle { topic: TopicId(7), id, message_id: "01AB".repeat(8) };
+        let text = recall.to_text(cluster);
+        assert_eq!(RecallHandle::parse(&text, cluster), Ok(recall));
+        assert_eq!(RecallHandle::parse(&text, other), Err(Refusal::RecallForeign));
+        let receipt = handle().to_text(cluster);
+        for bad in ["", "x", &text[1..], &text[..text.len() - 2], &receipt, &"é".repeat(39), &"0".repeat(78)] {
+            assert_eq!(RecallHandle::parse(bad, cluster), Err(Refusal::RecallInvalid), "{bad}");
+        }
+        assert_eq!(Handle::parse(&text, cluster), Err(Refusal::ReceiptInvalid));
+        for at in 0..text.len() {
+            let mut edited = text.clone().into_bytes();
+            edited[at] = if edited[at] == b'0' { b'1' } else { b'0' };
+            let edited = String::from_utf8(edited).expect("ascii");
+            assert_eq!(RecallHandle::parse(&edited, cluster), Err(Refusal::RecallInvalid), "digit {at}");
+        }
     }
 
     #[test]

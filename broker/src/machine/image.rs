@@ -5,13 +5,15 @@
 //! together. Remembered sends come apart from the rest, since they are many and only ever appended to.
 //!
 //! ```text
-//! image   "QMIM" (4) | version 1 (2) | 0 (2) | parts (4) | parts … | length of remembered sends (8) | remembered sends
+//! image   "QMIM" (4) | version 2 (2) | 0 (2) | parts (4) | parts … | length of remembered sends (8) | remembered sends
 //!         | crc32c of all before (4)
 //! part    key length (1) | key | length (4) | bytes
 //! key     0                                     meta: now, serials, next numbers, totals, borders, head of remembered sends
 //!         1 | topic number, big endian (4)      topic
 //!         2 | group number, big endian (4)      consumer group
 //!         3 | group number | topic number       progress of the group in the topic
+//!         16                                    delayed messages: next number, lost, those recalled and not yet due
+//!         17 | due time >> 18, big endian (8)   delayed messages that wait, of about four minutes
 //! ```
 //! Everything else is little endian, in the order of `save` of each type. Saving visits ordered maps only, so equal
 //! machines give equal bytes (LAW-SAME). Loading trusts nothing: what it accepts is a state that the rules could have made
@@ -27,18 +29,21 @@ use super::{
     Machine, Totals,
     codec::{DecodeError, Reader},
     dedup::{Dedup, ENTRY_BYTES},
+    feature::delay::Delay,
     groups::Groups,
     ids::{GroupId, Serial, TopicId},
     topics::Topics,
 };
 
 const MAGIC: &[u8; 4] = b"QMIM";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 const META: u8 = 0;
 const TOPIC: u8 = 1;
 const GROUP: u8 = 2;
 const SUBSCRIPTION: u8 = 3;
+const DELAY: u8 = 16;
+const DELAYED: u8 = 17;
 
 /// A named piece of the machine's state.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,6 +70,14 @@ impl Machine {
                 parts.add(&key(SUBSCRIPTION, &[group.id().0, topic.0]), |out| subscription.save(out));
             }
         }
+        if !self.delay.is_new() {
+            parts.add(&[DELAY], |out| self.delay.save_head(out));
+        }
+        self.delay.save_pending(|number, save| {
+            let mut key = vec![DELAYED];
+            key.extend_from_slice(&number.to_be_bytes());
+            parts.add(&key, |out| save(out));
+        });
         parts.0
     }
 
@@ -135,8 +148,12 @@ impl Machine {
             return Err(DecodeError { what: "checksum does not match", at: body });
         }
         let mut reader = Reader::new(image.slice(..body));
-        if reader.slice(4)?[..] != MAGIC[..] || reader.u16()? != VERSION || reader.u16()? != 0 {
-            return Err(DecodeError { what: "not an image of this version", at: 0 });
+        if reader.slice(4)?[..] != MAGIC[..] {
+            return Err(DecodeError { what: "not an image", at: 0 });
+        }
+        if reader.u16()? != VERSION || reader.u16()? != 0 {
+            let what = "an image of another version (this one reads version 2 only; run the version that wrote it)";
+            return Err(DecodeError { what, at: 4 });
         }
         let count = reader.count(6)?;
         let mut parts: Vec<Part> = Vec::new();
@@ -184,6 +201,7 @@ impl Machine {
             totals: Totals { sent: reader.u64()?, delivered: reader.u64()?, acked: reader.u64()? },
             borders: VecDeque::new(),
             dedup: Dedup::default(),
+            delay: Delay::default(),
         };
         for _ in 0..reader.count(16)? {
             let (border, crossed) = (Position(reader.u64()?), Timestamp(reader.u64()?));
@@ -205,6 +223,11 @@ impl Machine {
                 let (group, topic) = (GroupId(number(&part.key[1..5])), TopicId(number(&part.key[5..])));
                 let topic = self.topics.by_id(topic).ok_or_else(|| reader.error("progress in an unknown topic"))?;
                 self.groups.load_subscription(group, topic, self.issued, &mut reader)?;
+            }
+            (Some(&DELAY), 1) => self.delay.load_head(&mut reader)?,
+            (Some(&DELAYED), 9) => {
+                let number = u64::from_be_bytes(part.key[1..].try_into().expect("the key's length was checked"));
+                self.delay.load_pending(number, &mut reader)?;
             }
             _ => return Err(reader.error("unknown part")),
         }

@@ -2,8 +2,8 @@ use quorate_proto::names::{GroupName, TopicName};
 
 use super::*;
 use crate::machine::{
-    Ack, AttemptKey, Command, PutGroup, PutTopic, QueueId, Receive, Reply, Send, SendKey, StartAt, TopicKind,
-    codec::sample,
+    Ack, AttemptKey, Command, PutGroup, PutTopic, QueueId, Recall, Receive, Reply, Send, SendDelayed, SendKey, StartAt,
+    TopicKind, codec::sample,
 };
 
 /// A machine with something in every field.
@@ -32,6 +32,17 @@ fn machine() -> Machine {
         apply(&mut machine, Command::Send(Send { topic, queue, key, body_crc: number, tag_hash: 0, record }));
         if number == 5 || number == 8 {
             machine.border(Position(u64::from(number) * 10_000));
+        }
+    }
+    for number in 0..5u32 {
+        let (topic, queue, key) = (TopicId(number % 2), QueueId(0), SendKey(u128::from(100 + number)));
+        let record = Bytes::from_static(b"later").into();
+        let send = Send { topic, queue, key, body_crc: number, tag_hash: 7, record };
+        let due = Timestamp(600_000 * u64::from(number) + 50_000);
+        let reply = apply(&mut machine, Command::SendDelayed(SendDelayed { due, send }));
+        let Reply::Delayed { id, .. } = reply else { panic!("{reply:?}") };
+        if number == 3 {
+            apply(&mut machine, Command::Recall(Recall { id, topic }));
         }
     }
     for (group, attempt) in [(0, Some("a")), (1, None), (0, Some("b"))] {
@@ -69,8 +80,16 @@ fn an_image_is_the_same_after_a_round_trip() {
 
 #[test]
 fn the_bytes_of_an_image_are_what_they_were() {
-    let sample = sample("image-1.bin", &machine().save_image());
+    let sample = sample("image-2.bin", &machine().save_image());
     assert_eq!(machine().save_image()[..], sample[..], "the format has changed; a new version needs a new number");
+}
+
+#[test]
+fn an_image_of_version_1_is_refused_in_words() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/format/image-1.bin");
+    let old = std::fs::read(path).expect("the sample is there");
+    let error = Machine::load_image(old.into()).map(|_| ()).expect_err("another version");
+    assert!(error.to_string().contains("reads version 2 only"), "{error}");
 }
 
 #[test]

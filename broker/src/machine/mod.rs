@@ -3,7 +3,7 @@
 //! ```text
 //!   committed entry ─decode─▶ Batch ─▶ Machine::apply ─▶ Reply    to whoever proposed it
 //!                                           │      └──▶ Effects  consume queue records, wake-ups (replica)
-//!                                  topics · groups (feature/pop) · dedup
+//!                                  topics · groups (feature/pop) · dedup · delay (feature/delay)
 //! ```
 //! Pure: no file, clock, random number, task or log line. Time comes as the stamp in the batch, and nothing outside of
 //! (machine, command) decides anything, so the same log prefix gives the same machine on every node, byte for byte
@@ -31,20 +31,24 @@ use quorate_proto::{
 use quorate_raft::Position;
 
 pub use command::{
-    Ack, Batch, ChangeInvisible, Command, CommitOffset, DropGroup, DropTopic, PutGroup, PutTopic, Receive, ResetOffset,
-    Send, StartAt, TopicKind,
+    Ack, Batch, Carry, ChangeInvisible, Command, CommitOffset, Deliver, DropGroup, DropTopic, PutGroup, PutTopic,
+    Recall, Receive, ResetOffset, Send, SendDelayed, StartAt, TopicKind, Waiting,
 };
 pub use dedup::{DedupStats, SendKey};
 pub use effect::{Delivery, Effect, Refusal, Reply};
+pub use feature::delay::{DelayId, DelayStats, Pending};
 pub use feature::pop::AttemptKey;
 pub use groups::Group;
-pub use handle::{ClusterHash, Handle};
+pub use handle::{ClusterHash, Handle, RecallHandle};
 pub use ids::{GroupId, QueueId, QueueOffset, Serial, TopicId};
 pub use record::{Pointer, Record, StoredRecord, tag_hash};
 pub use topics::Topic;
 
 use dedup::{Dedup, Place};
-use feature::pop::{Subscription, start_offset};
+use feature::{
+    delay::Delay,
+    pop::{Subscription, start_offset},
+};
 use groups::Groups;
 use topics::Topics;
 
@@ -84,6 +88,7 @@ pub struct Machine {
     topics: Topics,
     groups: Groups,
     dedup: Dedup,
+    delay: Delay,
 }
 
 impl Machine {
@@ -93,6 +98,7 @@ impl Machine {
     pub fn apply(&mut self, now: Timestamp, payload: Position, command: Command, effects: &mut Vec<Effect>) -> Reply {
         self.now = self.now.max(now);
         self.dedup.evict(self.now);
+        self.delay.forget(self.now);
         let result = match command {
             Command::Send(send) => self.send(&send, payload, effects),
             Command::Receive(receive) => self.receive(&receive),
@@ -104,6 +110,12 @@ impl Machine {
             Command::DropTopic(drop) => self.drop_topic(drop.topic, effects),
             Command::PutGroup(put) => self.groups.put(&put).map(|id| Reply::Group { id }),
             Command::DropGroup(drop) => self.groups.drop_group(drop.group).map(|()| Reply::Done),
+            Command::SendDelayed(delayed) => self.send_delayed(&delayed, payload, effects),
+            Command::Deliver(deliver) => self.deliver(&deliver, payload, effects),
+            Command::Recall(recall) => self.delay.recall(recall.id, recall.topic).map(|()| Reply::Done),
+            Command::Carry(Carry { waiting: Waiting::Delayed(id), record }) => {
+                self.delay.carry(id, position_of(payload, &record)).map(|()| Reply::Done)
+            }
         };
         result.unwrap_or_else(Reply::Refused)
     }
@@ -128,23 +140,63 @@ impl Machine {
             }
             effects.push(Effect::MinMoved { topic, queue, min });
         });
+        self.delay.floor(floor);
     }
 
     fn send(&mut self, send: &Send, payload: Position, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
         let topic = self.topics.by_id_mut(send.topic).ok_or(Refusal::TopicNotFound)?;
-        if let Some(Place { queue, offset }) = self.dedup.check(send.key, send.body_crc) {
-            return Ok(Reply::Sent { queue, offset, duplicate: true });
+        match self.dedup.check(send.key, send.body_crc) {
+            Some(Place::Queue { queue, offset }) => return Ok(Reply::Sent { queue, offset, duplicate: true }),
+            // Another kind of send with the same key and sum is another message.
+            Some(Place::Delayed { .. }) | None => {}
         }
         let offset = topic.append(send.queue)?;
-        let pointer = Pointer {
-            position: Position(payload.0 + u64::from(send.record.at())),
-            size: send.record.bytes().len() as u32,
-            tag_hash: send.tag_hash,
-        };
-        self.dedup.remember(send.key, send.body_crc, Place { queue: send.queue, offset }, self.now);
+        let pointer = pointer(payload, &send.record, send.tag_hash);
+        self.dedup.remember(send.key, send.body_crc, Place::Queue { queue: send.queue, offset }, self.now);
         self.totals.sent += 1;
         effects.push(Effect::Append { topic: send.topic, queue: send.queue, offset, pointer });
         Ok(Reply::Sent { queue: send.queue, offset, duplicate: false })
+    }
+
+    fn send_delayed(
+        &mut self,
+        delayed: &SendDelayed,
+        payload: Position,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Reply, Refusal> {
+        let SendDelayed { due, send } = delayed;
+        let topic = self.topics.by_id_mut(send.topic).ok_or(Refusal::TopicNotFound)?;
+        // The time belongs to what makes a repeat a repeat, since it is part of the handle in the answer.
+        let sum = crc32c::crc32c_append(send.body_crc, &due.0.to_le_bytes());
+        match self.dedup.check(send.key, sum) {
+            Some(Place::Queue { queue, offset }) => return Ok(Reply::Sent { queue, offset, duplicate: true }),
+            Some(Place::Delayed { number }) => {
+                return Ok(Reply::Delayed { id: DelayId { due: *due, number }, duplicate: true });
+            }
+            None => {}
+        }
+        let pointer = pointer(payload, &send.record, send.tag_hash);
+        if *due <= self.now {
+            let offset = topic.append(send.queue)?;
+            self.dedup.remember(send.key, sum, Place::Queue { queue: send.queue, offset }, self.now);
+            self.totals.sent += 1;
+            effects.push(Effect::Append { topic: send.topic, queue: send.queue, offset, pointer });
+            return Ok(Reply::Sent { queue: send.queue, offset, duplicate: false });
+        }
+        topic.range(send.queue).ok_or(Refusal::QueueNotFound)?;
+        let id = self.delay.add(*due, Pending { topic: send.topic, queue: send.queue, pointer });
+        self.dedup.remember(send.key, sum, Place::Delayed { number: id.number }, self.now);
+        effects.push(Effect::Scheduled { at: *due });
+        Ok(Reply::Delayed { id, duplicate: false })
+    }
+
+    fn deliver(&mut self, deliver: &Deliver, payload: Position, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        let Pending { topic, queue, pointer } = self.delay.deliver(deliver.id, self.now)?;
+        let offset = self.topics.by_id_mut(topic).ok_or(Refusal::TopicNotFound)?.append(queue)?;
+        let pointer = self::pointer(payload, &deliver.record, pointer.tag_hash);
+        self.totals.sent += 1;
+        effects.push(Effect::Append { topic, queue, offset, pointer });
+        Ok(Reply::Sent { queue, offset, duplicate: false })
     }
 
     fn receive(&mut self, receive: &Receive) -> Result<Reply, Refusal> {
@@ -218,6 +270,7 @@ impl Machine {
     fn drop_topic(&mut self, topic: TopicId, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
         self.topics.drop_topic(topic)?;
         self.groups.drop_topic(topic);
+        self.delay.drop_topic(topic);
         effects.push(Effect::TopicDropped { topic });
         effects.push(Effect::TopicsChanged);
         Ok(Reply::Done)
@@ -300,6 +353,27 @@ impl Machine {
         older.map(|(border, _)| *border)
     }
 
+    /// Delayed messages that are due at `now`, the longest overdue first.
+    pub fn due(&self, now: Timestamp) -> impl Iterator<Item = (DelayId, Pending)> + '_ {
+        self.delay.due(now)
+    }
+
+    /// Messages that wait and keep their body, in an order of their own, behind `after`.
+    pub fn waiting(&self, after: Option<Waiting>) -> impl Iterator<Item = (Waiting, Pointer)> + '_ {
+        let after = after.map(|Waiting::Delayed(id)| id);
+        self.delay.after(after).map(|(id, message)| (Waiting::Delayed(id), message.pointer))
+    }
+
+    /// The largest segment border at or below `floor` that apply has come to: every command before it is part of this state.
+    pub fn border_below(&self, floor: Position) -> Option<Position> {
+        self.borders.iter().rev().map(|(border, _)| *border).find(|border| *border <= floor)
+    }
+
+    /// The state of delayed messages.
+    pub fn delay_stats(&self) -> DelayStats {
+        self.delay.stats()
+    }
+
     /// The state of the window of repeats.
     pub fn dedup_stats(&self) -> DedupStats {
         self.dedup.stats(self.now)
@@ -309,6 +383,15 @@ impl Machine {
     pub fn totals(&self) -> Totals {
         self.totals
     }
+}
+
+/// Where a record of a batch whose payload begins at `payload` stands in the log.
+fn position_of(payload: Position, record: &Record) -> Position {
+    Position(payload.0 + u64::from(record.at()))
+}
+
+fn pointer(payload: Position, record: &Record, tag_hash: u64) -> Pointer {
+    Pointer { position: position_of(payload, record), size: record.bytes().len() as u32, tag_hash }
 }
 
 /// The subscription that a receipt of `group` belongs to.

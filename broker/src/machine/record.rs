@@ -13,6 +13,8 @@ use bytes::Bytes;
 use quorate_proto::time::Timestamp;
 use quorate_raft::Position;
 
+use super::codec::{DecodeError, Reader};
+
 /// Bytes of a consume queue record.
 pub const POINTER_BYTES: usize = 20;
 
@@ -87,6 +89,17 @@ impl Pointer {
             size,
             tag_hash: u64::from_le_bytes(tag),
         })
+    }
+}
+
+impl Pointer {
+    /// Reads one out of saved state, where holes do not occur.
+    pub(crate) fn load(reader: &mut Reader) -> Result<Self, DecodeError> {
+        let (position, size, tag_hash) = (Position(reader.u64()?), reader.u32()?, reader.u64()?);
+        if size == 0 {
+            return Err(reader.error("a pointer to nothing"));
+        }
+        Ok(Self { position, size, tag_hash })
     }
 }
 

@@ -208,6 +208,7 @@ impl Dispatch {
             failure @ (Failure::Propose(ProposeError::TooLarge(_))
             | Failure::Refused(_)
             | Failure::TopicTakes(_)
+            | Failure::DelayTooLong { .. }
             | Failure::OrderedGroup
             | Failure::Unreadable(_)) => Try::Ended(Undone::Refused(failure.into())),
         }

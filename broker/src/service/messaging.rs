@@ -122,9 +122,9 @@ impl MessagingService for Messaging {
         Ok(Response::new(EndTransactionResponse { status: not_built("EndTransaction") }))
     }
 
-    async fn recall_message(&self, _: Request<RecallMessageRequest>) -> Answer<RecallMessageResponse> {
-        let status = not_built("RecallMessage");
-        Ok(Response::new(RecallMessageResponse { status, message_id: String::new() }))
+    async fn recall_message(&self, request: Request<RecallMessageRequest>) -> Answer<RecallMessageResponse> {
+        let (client, request) = open(request);
+        Ok(Response::new(self.0.recall_message(client, request).await))
     }
 
     async fn sync_lite_subscription(

@@ -16,6 +16,7 @@ mod health;
 pub(crate) mod leadership;
 mod messaging;
 pub(crate) mod node;
+mod recall;
 mod receive;
 pub(crate) mod renew;
 mod route;

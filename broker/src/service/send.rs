@@ -93,6 +93,7 @@ fn answer(ids: Vec<String>, results: Vec<SentOne>) -> SendMessageResponse {
             status: Some(ok()),
             message_id,
             offset: i64::try_from(result.offset).unwrap_or(i64::MAX),
+            recall_handle: result.recall_handle,
             ..SendResultEntry::default()
         },
         Some(no) => SendResultEntry { status: Some(from_no(no).into()), message_id, ..SendResultEntry::default() },
@@ -109,7 +110,7 @@ mod tests {
 
     #[test]
     fn every_message_has_its_entry_and_the_status_sums_them_up() {
-        let stored = |offset| SentOne { queue: 1, offset, no: None };
+        let stored = |offset| SentOne { queue: 1, offset, ..SentOne::default() };
         let refused = SentOne { no: Some(No { code: 40402, message: "gone".into() }), ..SentOne::default() };
         let all = answer(vec!["a".into(), "b".into()], vec![stored(7), stored(8)]);
         assert_eq!(all.status.expect("set").code, 20000);

@@ -1,3 +1,4 @@
 //! One file per feature: its state, its commands, and how it is saved.
 
+pub mod delay;
 pub mod pop;

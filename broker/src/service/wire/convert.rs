@@ -49,13 +49,16 @@ pub(crate) fn to_record(message: v2::Message) -> Result<Outgoing, Fault> {
     let tag = given.tag.filter(|tag| !tag.is_empty());
     let tag_hash = tag.as_deref().map_or(0, tag_hash);
     let body_crc = crc32c::crc32c(&message.body);
+    let due_ms = given.delivery_timestamp.as_ref().map_or(0, due_ms);
+    let message_type = if due_ms == 0 { MessageType::Normal } else { MessageType::Delay };
     let system = SystemProperties {
         tag,
         keys: given.keys,
         message_id: message_id.clone(),
         body_digest: Some(v2::Digest { r#type: DigestType::Md5 as i32, checksum: body_digest }),
         body_encoding: body_encoding as i32,
-        message_type: MessageType::Normal as i32,
+        message_type: message_type as i32,
+        delivery_timestamp: given.delivery_timestamp,
         born_timestamp: given.born_timestamp,
         born_host: given.born_host,
         trace_context: given.trace_context,
@@ -67,7 +70,14 @@ pub(crate) fn to_record(message: v2::Message) -> Result<Outgoing, Fault> {
         system_properties: Some(system),
         body: message.body,
     };
-    Ok(Outgoing { message_id, body_crc, tag_hash, record: stored.encode_to_vec().into() })
+    Ok(Outgoing { message_id, body_crc, tag_hash, record: stored.encode_to_vec().into(), due_ms })
+}
+
+/// The first millisecond that is not before `timestamp`, and at least 1: 0 stands for a message without one.
+fn due_ms(timestamp: &prost_types::Timestamp) -> u64 {
+    let nanos = i128::from(timestamp.seconds) * 1_000_000_000 + i128::from(timestamp.nanos);
+    let ms = nanos.max(1) as u128;
+    u64::try_from(ms.div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 /// The message of a delivery, as the client gets it. `None` if the stored bytes are not a message, which only a bug can bring about.
@@ -182,6 +192,26 @@ mod tests {
         assert_eq!(system.body_encoding, Encoding::Identity as i32);
         let digest = system.body_digest.expect("always");
         assert_eq!((digest.r#type, digest.checksum.as_str()), (2, "5D41402ABC4B2A76B9719D911017C592"));
+    }
+
+    #[test]
+    fn a_delivery_timestamp_is_kept_and_rounded_up_to_a_millisecond() {
+        let due = |seconds, nanos| {
+            let mut message = message(None);
+            let timestamp = prost_types::Timestamp { seconds, nanos };
+            message.system_properties.as_mut().expect("set").delivery_timestamp = Some(timestamp);
+            to_record(message).expect("legal")
+        };
+        let outgoing = due(5, 1);
+        assert_eq!(outgoing.due_ms, 5_001, "never early");
+        let system = to_message(delivered(outgoing.record), "").and_then(|message| message.system_properties);
+        let system = system.expect("a message");
+        assert_eq!(system.message_type, MessageType::Delay as i32);
+        assert_eq!(system.delivery_timestamp, Some(prost_types::Timestamp { seconds: 5, nanos: 1 }));
+        assert_eq!(due(5, 1_000_000).due_ms, 5_001);
+        assert_eq!((due(0, 0).due_ms, due(-7, 5).due_ms), (1, 1), "the past is not \"no timestamp\"");
+        assert_eq!(due(i64::MAX, 0).due_ms, u64::MAX);
+        assert_eq!(to_record(message(None)).expect("legal").due_ms, 0);
     }
 
     #[test]

@@ -61,7 +61,13 @@ pub(crate) fn refusal_code(refusal: &Refusal) -> Code {
         Refusal::TopicNotFound | Refusal::TooManyAutoTopics { .. } => Code::TopicNotFound,
         Refusal::GroupNotFound | Refusal::TooManyAutoGroups { .. } => Code::ConsumerGroupNotFound,
         Refusal::QueueNotFound => Code::NotFound,
-        Refusal::ReceiptInvalid | Refusal::ReceiptForeign | Refusal::ReceiptExpired => Code::InvalidReceiptHandle,
+        Refusal::ReceiptInvalid
+        | Refusal::ReceiptForeign
+        | Refusal::ReceiptExpired
+        | Refusal::RecallInvalid
+        | Refusal::RecallForeign => Code::InvalidReceiptHandle,
+        Refusal::RecallTooLate | Refusal::NotPending => Code::MessageNotFound,
+        Refusal::NotDue { .. } => Code::IllegalDeliveryTime,
         Refusal::TooManyTopics { .. }
         | Refusal::TooManyGroups { .. }
         | Refusal::TopicExists { .. }
@@ -102,6 +108,7 @@ impl From<Failure> for Fault {
             Failure::Refused(refusal) => refusal.into(),
             Failure::Propose(error) => error.into(),
             Failure::TopicTakes(_) => Self::new(Code::MessagePropertyConflictWithType, failure.to_string()),
+            Failure::DelayTooLong { .. } => Self::new(Code::IllegalDeliveryTime, failure.to_string()),
             Failure::OrderedGroup => Self::new(Code::NotImplemented, failure.to_string()),
             Failure::Unreadable(_) => Self::new(Code::InternalServerError, failure.to_string()),
         }
@@ -122,6 +129,11 @@ mod tests {
             (Refusal::ReceiptInvalid, 40013),
             (Refusal::ReceiptForeign, 40013),
             (Refusal::ReceiptExpired, 40013),
+            (Refusal::RecallInvalid, 40013),
+            (Refusal::RecallForeign, 40013),
+            (Refusal::RecallTooLate, 40401),
+            (Refusal::NotPending, 40401),
+            (Refusal::NotDue { due: quorate_proto::time::Timestamp(1) }, 40012),
             (Refusal::TooManyAutoTopics { max: 1000 }, 40402),
             (Refusal::TooManyAutoGroups { max: 1000 }, 40403),
             (Refusal::TooManyTopics { max: 9 }, 42800),
@@ -148,6 +160,10 @@ mod tests {
         assert_eq!(code(ProposeError::Unknown), 50402);
         assert_eq!(code(ProposeError::Stopped("disk".into())), 50402);
         assert_eq!(Fault::from(Failure::TopicTakes(TopicKind::Fifo)).code as i32, 40014);
+        let day = std::time::Duration::from_secs(86_400);
+        let too_long = Fault::from(Failure::DelayTooLong { ahead: 41 * day, max: 40 * day });
+        assert_eq!(too_long.code as i32, 40012);
+        assert!(too_long.message.contains("at most 40d are allowed"), "{}", too_long.message);
         assert_eq!(Fault::from(Failure::OrderedGroup).code as i32, 50100);
         assert_eq!(Fault::from(Failure::Unreadable("x".into())).code as i32, 50001);
     }

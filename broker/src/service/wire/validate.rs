@@ -1,8 +1,7 @@
 //! The door: what a client may send, and the code it gets for everything else.
 //!
 //! Pure. Each check either returns the checked value in a type of ours or a [`Fault`] that names the value, the rule and the remedy.
-//! Limits and codes are RocketMQ's. What this broker has not built (ordered, delayed, transactional, lite and prioritised messages,
-//! filters) is refused here by name, so that nothing is ever stored as something it is not or delivered unfiltered.
+//! Limits and codes are RocketMQ's. What this broker has not built (ordered, transactional, lite and prioritised messages, filters) is refused here by name, so that nothing is ever stored as something it is not or delivered unfiltered.
 
 use std::time::Duration;
 
@@ -139,7 +138,31 @@ pub(crate) fn message(message: &v2::Message, limits: &Limits) -> Result<(), Faul
     }
     message_group(system.message_group.as_deref())?;
     properties(message, system)?;
+    delivery(system)?;
     built_type(system)
+}
+
+/// A delivery timestamp belongs to a message of type DELAY and to no other. How far ahead it may lie is the leader's to say, by
+/// log time.
+fn delivery(system: &v2::SystemProperties) -> Result<(), Fault> {
+    let is_delay = system.message_type == MessageType::Delay as i32;
+    let Some(timestamp) = &system.delivery_timestamp else {
+        if is_delay {
+            let text = "the message is of type DELAY and has no delivery timestamp; set one";
+            return Err(Fault::new(Code::IllegalDeliveryTime, text));
+        }
+        return Ok(());
+    };
+    if !(0..1_000_000_000).contains(&timestamp.nanos) {
+        let text = format!("the delivery timestamp is malformed ({} ns); set it to 0 to 999999999 ns", timestamp.nanos);
+        return Err(Fault::new(Code::IllegalDeliveryTime, text));
+    }
+    let has_group = system.message_group.as_ref().is_some_and(|group| !group.is_empty());
+    if has_group || !is_delay && system.message_type != MessageType::Unspecified as i32 {
+        let text = "the message has a delivery timestamp and is of another type than DELAY; send it as one of them";
+        return Err(Fault::new(Code::MessagePropertyConflictWithType, text));
+    }
+    Ok(())
 }
 
 fn message_id(id: &str) -> Result<(), Fault> {
@@ -235,23 +258,20 @@ fn properties(message: &v2::Message, system: &v2::SystemProperties) -> Result<()
     Ok(())
 }
 
-/// Refuses every kind of message but the plain one.
+/// Refuses every kind of message but plain and delayed ones.
 fn built_type(system: &v2::SystemProperties) -> Result<(), Fault> {
     let kind = MessageType::try_from(system.message_type)
         .map_err(|_| Fault::new(Code::BadRequest, format!("message type {} is unknown", system.message_type)))?;
     let what = match kind {
         MessageType::Fifo => Some("sending ordered (FIFO) messages"),
-        MessageType::Delay => Some("sending delayed messages"),
         MessageType::Transaction => Some("sending transactional messages"),
         MessageType::Lite => Some("sending to lite topics"),
         MessageType::Priority => Some("sending messages with a priority"),
-        MessageType::Normal | MessageType::Unspecified => None,
+        MessageType::Normal | MessageType::Delay | MessageType::Unspecified => None,
     };
     let what = what.or_else(|| {
         if system.message_group.as_ref().is_some_and(|group| !group.is_empty()) {
             Some("sending ordered (FIFO) messages")
-        } else if system.delivery_timestamp.is_some() {
-            Some("sending delayed messages")
         } else if system.lite_topic.is_some() {
             Some("sending to lite topics")
         } else if system.priority.is_some() {

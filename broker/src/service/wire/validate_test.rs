@@ -109,14 +109,35 @@ fn user_properties_are_bounded_in_number_bytes_and_names() {
 }
 
 #[test]
+fn a_delivery_timestamp_and_the_type_delay_go_together() {
+    let timestamp = |nanos| Some(prost_types::Timestamp { seconds: 1_700_000_000, nanos });
+    let typed = |kind: MessageType, nanos| {
+        code(|_, system| {
+            system.message_type = kind as i32;
+            system.delivery_timestamp = timestamp(nanos);
+        })
+    };
+    assert_eq!(typed(MessageType::Delay, 0), 0);
+    assert_eq!(typed(MessageType::Unspecified, 999_999_999), 0);
+    assert_eq!(code(|_, system| system.message_type = MessageType::Delay as i32), 40012, "no timestamp");
+    assert_eq!(typed(MessageType::Delay, 1_000_000_000), 40012);
+    assert_eq!(typed(MessageType::Delay, -1), 40012);
+    assert_eq!(typed(MessageType::Normal, 0), 40014);
+    assert_eq!(typed(MessageType::Transaction, 0), 40014);
+    let with_group = code(|_, system| {
+        system.message_type = MessageType::Delay as i32;
+        system.delivery_timestamp = timestamp(0);
+        system.message_group = Some("g".into());
+    });
+    assert_eq!(with_group, 40014);
+}
+
+#[test]
 fn what_is_not_built_is_refused_by_type_and_by_property() {
-    for kind in
-        [MessageType::Fifo, MessageType::Delay, MessageType::Transaction, MessageType::Lite, MessageType::Priority]
-    {
+    for kind in [MessageType::Fifo, MessageType::Transaction, MessageType::Lite, MessageType::Priority] {
         assert_eq!(code(|_, system| system.message_type = kind as i32), 50100, "{kind:?}");
     }
     assert_eq!(code(|_, system| system.message_group = Some("g".into())), 50100);
-    assert_eq!(code(|_, system| system.delivery_timestamp = Some(Default::default())), 50100);
     assert_eq!(code(|_, system| system.lite_topic = Some("l".into())), 50100);
     assert_eq!(code(|_, system| system.priority = Some(1)), 50100);
     assert_eq!(code(|_, system| system.message_type = 99), 40000);
