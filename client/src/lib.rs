@@ -43,6 +43,9 @@ pub use message::{Delivery, Message};
 pub use picker::{Fault, Picker};
 pub use producer::{Producer, Sent};
 
+/// A moment, in milliseconds since 1970.
+pub use quorate_proto::time::Timestamp;
+
 /// What operators ask for and get, as the wire has it.
 pub use quorate_proto::admin::{
     ClusterStatusResponse, ConsumerGroup, LeaderChange, NodeHistory, NodeStatus, Queue, Topic, TopicType,

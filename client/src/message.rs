@@ -15,6 +15,7 @@ pub struct Message {
     pub(crate) keys: Vec<String>,
     pub(crate) properties: HashMap<String, String>,
     pub(crate) message_group: Option<String>,
+    pub(crate) deliver_at: Option<Timestamp>,
     pub(crate) id: Option<String>,
 }
 
@@ -28,6 +29,7 @@ impl Message {
             keys: Vec::new(),
             properties: HashMap::new(),
             message_group: None,
+            deliver_at: None,
             id: None,
         }
     }
@@ -60,6 +62,14 @@ impl Message {
         self
     }
 
+    /// Makes it a delayed message: consumers see it at `moment` and not before; at once if that has passed. The broker takes up to 40
+    /// days ahead unless its operator chose otherwise.
+    #[must_use]
+    pub fn deliver_at(mut self, moment: Timestamp) -> Self {
+        self.deliver_at = Some(moment);
+        self
+    }
+
     /// Fixes the message id (34 hex characters), for an application that repeats a send of unknown outcome: within 60 s, the same id,
     /// topic and body from the same producer are stored once.
     #[must_use]
@@ -86,6 +96,8 @@ pub struct Delivery {
     pub properties: HashMap<String, String>,
     /// Its ordering group.
     pub message_group: Option<String>,
+    /// When it was to be delivered, if it was delayed.
+    pub deliver_at: Option<Timestamp>,
     /// When the producer made it.
     pub born: Timestamp,
     /// When the broker stored it.
@@ -116,6 +128,7 @@ impl Delivery {
             keys: system.keys,
             properties: message.user_properties,
             message_group: system.message_group,
+            deliver_at: system.delivery_timestamp.as_ref().map(Timestamp::from_proto),
             born: system.born_timestamp.as_ref().map(Timestamp::from_proto).unwrap_or_default(),
             stored: system.store_timestamp.as_ref().map(Timestamp::from_proto).unwrap_or_default(),
             queue: u32::try_from(system.queue_id).unwrap_or(0),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use fake::{Answer, Cluster};
 use quorate_client::{Client, Message, Producer, SendError};
+use quorate_proto::time::Timestamp;
 use tokio::time::Instant;
 
 const THREE: [&str; 3] = ["10.0.0.1:1", "10.0.0.2:2", "10.0.0.3:3"];
@@ -283,4 +284,23 @@ async fn the_session_sends_settings_and_heartbeats_and_comes_back_after_a_loss()
     assert_eq!(cluster.calls_of("telemetry")[1..], [THREE[1]]);
     producer.close().await;
     assert_eq!(cluster.calls_of("farewell").len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delayed_message_carries_its_time_and_is_recalled_by_its_handle_through_the_next_node_if_need_be() {
+    let cluster = Cluster::start(&THREE);
+    let client = cluster.client(ENDPOINTS);
+    let producer = producer(&client).await;
+    let moment = Timestamp(1_700_000_000_250);
+    let sent = producer.send(message().deliver_at(moment)).await.unwrap();
+    let system = cluster.sends.lock().unwrap()[0].1.messages[0].system_properties.clone().unwrap();
+    assert_eq!((system.message_type, system.delivery_timestamp), (3, Some(moment.to_proto())));
+    assert_eq!(producer.send(message()).await.unwrap().recall_handle, None);
+
+    let handle = sent.recall_handle.unwrap();
+    cluster.say([Answer::Code(50002), Answer::Code(50402)]);
+    assert_eq!(producer.recall("t", &handle).await.unwrap(), "id of handle in t");
+    assert_eq!(cluster.calls_of("recall"), THREE);
+    cluster.say([Answer::Code(40401)]);
+    assert_eq!(producer.recall("t", &handle).await.unwrap_err().code(), 40401);
 }

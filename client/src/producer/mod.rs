@@ -12,7 +12,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use quorate_proto::{message_id::MessageIds, time::Clock, v2};
+use quorate_proto::{
+    message_id::MessageIds,
+    time::{Clock, Timestamp},
+    v2,
+};
 use tonic::client::Grpc;
 
 use self::codec::Shared as SharedCodec;
@@ -22,7 +26,7 @@ use crate::{
     message::Message,
     route::{Route, Routes},
     session::{Session, Topics},
-    transport::{Attempt, Attempts, CallLimits, Transport},
+    transport::{Attempt, Attempts, CallLimits, Transport, messaging},
 };
 
 const SEND_PATH: &str = "/apache.rocketmq.v2.MessagingService/SendMessage";
@@ -32,8 +36,10 @@ const SEND_PATH: &str = "/apache.rocketmq.v2.MessagingService/SendMessage";
 pub struct Sent {
     /// The id the message was sent with.
     pub message_id: String,
-    /// Its number in its queue.
+    /// Its number in its queue; 0 for a delayed message, which has none yet.
     pub queue_offset: u64,
+    /// Takes a delayed message back; see [`Producer::recall`].
+    pub recall_handle: Option<String>,
 }
 
 /// Sends messages. Cheap to clone; all clones are one client to the broker.
@@ -91,6 +97,34 @@ impl Producer {
         }
     }
 
+    /// Takes a delayed message back, by the handle that its send was answered with. Returns its message id.
+    ///
+    /// # Errors
+    /// `Refused` with 40401 if it is too late, with 40013 if the handle is none of this topic and cluster. After `Unknown` the message may
+    /// come or not; recall it again.
+    pub async fn recall(&self, topic: &str, recall_handle: &str) -> Result<String, SendError> {
+        let request = v2::RecallMessageRequest {
+            topic: Some(v2::Resource { name: topic.to_owned(), ..resource("") }),
+            recall_handle: recall_handle.to_owned(),
+        };
+        let mut route = self.route(topic).await?;
+        let mut attempts = Attempts::new(&self.shared.transport, self.shared.limits);
+        loop {
+            let addresses = route.broker("").map_or(&[][..], |broker| &broker.addresses);
+            let attempt = attempts.next(addresses).await.inspect_err(|_| self.shared.routes.report_failure())?;
+            let mut client = messaging(&attempt.connection);
+            let call = client.recall_message(self.shared.identity.request(request.clone(), attempt.timeout));
+            let answer = attempts.answer(&attempt, call).await.map(tonic::Response::into_inner);
+            let error = match answer.and_then(|answer| check_status(answer.status.as_ref()).map(|()| answer)) {
+                Ok(answer) => return Ok(answer.message_id),
+                Err(error) => error,
+            };
+            self.note(&error);
+            attempts.failed(&attempt, error)?;
+            route = self.shared.routes.known(topic).unwrap_or(route);
+        }
+    }
+
     /// Asks for a topic's route before the first send, so that this is not slower than the others. Makes the topic known to the broker
     /// where topics are made by their first use.
     ///
@@ -134,11 +168,16 @@ impl Producer {
                 },
                 Err(error) => error,
             };
-            if !matches!(error, CallError::Refused { .. }) || error.code() == 40402 {
-                self.shared.routes.report_failure();
-            }
+            self.note(&error);
             attempts.failed(&attempt, error)?;
             route = self.shared.routes.known(&topic).unwrap_or(route);
+        }
+    }
+
+    /// An error after which the route is worth another look.
+    fn note(&self, error: &CallError) {
+        if !matches!(error, CallError::Refused { .. }) || error.code() == 40402 {
+            self.shared.routes.report_failure();
         }
     }
 
@@ -167,7 +206,11 @@ impl Producer {
     fn to_wire(&self, messages: Vec<Message>, queue: i32) -> v2::SendMessageRequest {
         let now = self.shared.clock.now();
         let to_wire = |message: Message| {
-            let kind = if message.message_group.is_some() { v2::MessageType::Fifo } else { v2::MessageType::Normal };
+            let kind = match (&message.message_group, &message.deliver_at) {
+                (Some(_), _) => v2::MessageType::Fifo,
+                (None, Some(_)) => v2::MessageType::Delay,
+                (None, None) => v2::MessageType::Normal,
+            };
             let system = v2::SystemProperties {
                 tag: message.tag,
                 keys: message.keys,
@@ -177,6 +220,7 @@ impl Producer {
                 born_timestamp: Some(now.to_proto()),
                 queue_id: queue,
                 message_group: message.message_group,
+                delivery_timestamp: message.deliver_at.map(Timestamp::to_proto),
                 ..v2::SystemProperties::default()
             };
             v2::Message {
@@ -215,7 +259,8 @@ fn sort_entries(
             None => check_status(response.status.as_ref())?,
         }
         let id = message.system_properties.as_ref().map(|system| system.message_id.clone()).unwrap_or_default();
-        Ok(Sent { message_id: id, queue_offset: u64::try_from(entry.offset).unwrap_or(0) })
+        let recall_handle = Some(entry.recall_handle).filter(|handle| !handle.is_empty());
+        Ok(Sent { message_id: id, queue_offset: u64::try_from(entry.offset).unwrap_or(0), recall_handle })
     };
     let results: Vec<Result<Sent, SendError>> = entries.into_iter().zip(&request.messages).map(sort).collect();
     // All of one call go one way as a rule. If all may be repeated, the call is.

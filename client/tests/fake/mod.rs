@@ -273,11 +273,20 @@ impl v2::messaging_service_server::MessagingService for Voice {
         self.note("send", &r);
         let request = r.into_inner();
         let count = request.messages.len();
+        let handle = |message: &v2::Message| {
+            let delayed = message.system_properties.as_ref().is_some_and(|system| system.delivery_timestamp.is_some());
+            if delayed { "handle".to_owned() } else { String::new() }
+        };
+        let handles: Vec<String> = request.messages.iter().map(handle).collect();
         self.cluster.sends.lock().unwrap().push((self.address.clone(), request));
         let answer = self.answer().await;
-        let entry =
-            |code| v2::SendResultEntry { status: Some(status(code)), offset: 5, ..v2::SendResultEntry::default() };
-        let entries = codes(&answer, count).into_iter().map(entry).collect();
+        let entry = |(code, recall_handle)| v2::SendResultEntry {
+            status: Some(status(code)),
+            offset: 5,
+            recall_handle,
+            ..v2::SendResultEntry::default()
+        };
+        let entries = codes(&answer, count).into_iter().zip(handles).map(entry).collect();
         Ok(Response::new(v2::SendMessageResponse { status: Some(verdict(&answer)), entries }))
     }
 
@@ -408,9 +417,13 @@ impl v2::messaging_service_server::MessagingService for Voice {
 
     async fn recall_message(
         &self,
-        _: Request<v2::RecallMessageRequest>,
+        r: Request<v2::RecallMessageRequest>,
     ) -> Result<Response<v2::RecallMessageResponse>, Status> {
-        Err(Status::unimplemented("not here"))
+        self.note("recall", &r);
+        let request = r.into_inner();
+        let answer = self.answer().await;
+        let message_id = format!("id of {} in {}", request.recall_handle, request.topic.unwrap_or_default().name);
+        Ok(Response::new(v2::RecallMessageResponse { status: Some(verdict(&answer)), message_id }))
     }
 
     async fn sync_lite_subscription(
