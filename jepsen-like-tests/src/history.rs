@@ -26,7 +26,7 @@ use tokio::{
     time::timeout_at,
 };
 
-use crate::op::{Ack, Acked, Election, Fault, FaultKind, Op, Receive, Received, Send, Sent, Span, Spot};
+use crate::op::{Ack, Acked, Election, Fault, FaultKind, Held, Hold, Op, Receive, Received, Send, Sent, Span, Spot};
 
 /// Ops that may wait for the writer thread.
 const QUEUED_MAX: usize = 16 * 1024;
@@ -274,6 +274,8 @@ struct Line<'a> {
     node: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     term: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    not_before_us: Option<u64>,
 }
 
 /// Text that borrows from the line where JSON allows it (no escapes); a plain `Option<Cow>` would always copy.
@@ -295,6 +297,8 @@ enum LineType {
     Send,
     Receive,
     Ack,
+    Until,
+    Recall,
     Fault,
     Election,
 }
@@ -369,6 +373,19 @@ impl<'a> From<&'a Op> for Line<'a> {
                     Acked::Unknown(why) => line.outcome(LineOutcome::Unknown, Some(why)).spot(ack.spot),
                 }
             }
+            Op::Hold(Hold { span, topic, key, what }) => {
+                let line = |kind| Self { topic: text(topic), key: text(key), ..Self::new(kind, *span) };
+                match what {
+                    Held::Until { not_before_us } => {
+                        Self { not_before_us: Some(*not_before_us), ..line(LineType::Until) }
+                    }
+                    Held::Recall(Acked::Done) => line(LineType::Recall).outcome(LineOutcome::Ok, None),
+                    Held::Recall(Acked::Failed(why)) => line(LineType::Recall).outcome(LineOutcome::Fail, Some(why)),
+                    Held::Recall(Acked::Unknown(why)) => {
+                        line(LineType::Recall).outcome(LineOutcome::Unknown, Some(why))
+                    }
+                }
+            }
             Op::Fault(fault) => Self {
                 fault: Some(match fault.kind {
                     FaultKind::Kill => LineFault::Kill,
@@ -398,6 +415,13 @@ impl Line<'_> {
         let key = || self.key.as_deref().map(Box::<str>::from).ok_or("key");
         let topic = || if self.topic.is_some() { Ok(Arc::clone(topic)) } else { Err("topic") };
         let outcome = || self.outcome.ok_or("outcome");
+        let acked = || {
+            Ok(match outcome()? {
+                LineOutcome::Ok => Acked::Done,
+                LineOutcome::Fail => Acked::Failed(why()),
+                LineOutcome::Unknown => Acked::Unknown(why()),
+            })
+        };
         Ok(match self.r#type {
             LineType::Send => Op::Send(Send {
                 span,
@@ -427,12 +451,13 @@ impl Line<'_> {
                 topic: topic()?,
                 key: key()?,
                 spot: spot.ok_or("queue or offset")?,
-                outcome: match outcome()? {
-                    LineOutcome::Ok => Acked::Done,
-                    LineOutcome::Fail => Acked::Failed(why()),
-                    LineOutcome::Unknown => Acked::Unknown(why()),
-                },
+                outcome: acked()?,
             }),
+            LineType::Until => {
+                let what = Held::Until { not_before_us: self.not_before_us.ok_or("not_before_us")? };
+                Op::Hold(Hold { span, topic: topic()?, key: key()?, what })
+            }
+            LineType::Recall => Op::Hold(Hold { span, topic: topic()?, key: key()?, what: Held::Recall(acked()?) }),
             LineType::Fault => Op::Fault(Fault {
                 span,
                 node: self.node.ok_or("node")?,

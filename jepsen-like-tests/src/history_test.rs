@@ -15,6 +15,7 @@ fn samples() -> Vec<Op> {
     let receive = |at, outcome| Op::Receive(Receive { span: span(2, at), topic: topic.clone(), outcome });
     let ack = |at, outcome| Op::Ack(Ack { span: span(2, at), topic: topic.clone(), key: "k-1".into(), spot, outcome });
     let fault = |at, kind| Op::Fault(Fault { span: span(0, at), node: 2, kind });
+    let hold = |at, what| Op::Hold(Hold { span: span(1, at), topic: topic.clone(), key: "k-1".into(), what });
     vec![
         send(1, Sent::Stored { queue: Some(3), offset: Some(99) }),
         send(2, Sent::Stored { queue: None, offset: Some(99) }),
@@ -32,6 +33,10 @@ fn samples() -> Vec<Op> {
         fault(13, FaultKind::Pause),
         fault(14, FaultKind::Resume),
         fault(15, FaultKind::Crash),
+        hold(17, Held::Until { not_before_us: 99 }),
+        hold(18, Held::Recall(Acked::Done)),
+        hold(19, Held::Recall(Acked::Failed("too late".into()))),
+        hold(20, Held::Recall(Acked::Unknown("reset".into()))),
         Op::Election(Election { span: span(0, 16), leader: 3, term: 9 }),
     ]
 }

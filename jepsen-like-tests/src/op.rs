@@ -32,6 +32,7 @@ pub enum Op {
     Send(Send),
     Receive(Receive),
     Ack(Ack),
+    Hold(Hold),
     Fault(Fault),
     Election(Election),
 }
@@ -99,6 +100,24 @@ pub enum Acked {
     Failed(Box<str>),
     /// May have had its effect.
     Unknown(Box<str>),
+}
+
+/// What a producer asked for about when, or whether, a message may be seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    pub span: Span,
+    pub topic: Arc<str>,
+    pub key: Box<str>,
+    pub what: Held,
+}
+
+/// How a message is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// It must not be seen before this moment of the run's clock, as far as its producer can know.
+    Until { not_before_us: u64 },
+    /// It was taken back: done, it must never be seen; unknown, either.
+    Recall(Acked),
 }
 
 /// Something done to a node; the span covers the doing, not how long it lasts.

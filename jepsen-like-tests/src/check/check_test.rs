@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Instant};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::*;
-use crate::op::{Ack, Acked, Op, Receive, Received, Send, Sent, Span, Spot};
+use crate::op::{Ack, Acked, Held, Hold, Op, Receive, Received, Send, Sent, Span, Spot};
 
 fn span(process: u32, (invoke_us, return_us): (u64, u64)) -> Span {
     Span { process, invoke_us, return_us }
@@ -319,4 +319,44 @@ fn a_million_ops_are_checked_in_seconds() {
     let verdict = Verdict::of(&table);
     println!("{} ops: laid out in {laid_out:.2?}, judged after {:.2?}", ops.len(), start.elapsed());
     assert_eq!(verdict.verdict, Judgement::Pass, "{:?}", verdict.examples);
+}
+
+fn hold(key: &str, at: u64, what: Held) -> Op {
+    Op::Hold(Hold { span: span(1, (at, at)), topic: topic(), key: key.into(), what })
+}
+
+#[test]
+fn a_delayed_message_is_early_until_its_moment_and_its_place_says_nothing_about_order() {
+    let run = |returned| {
+        judge(&[
+            hold("late", 10, Held::Until { not_before_us: 1_000 }),
+            send(1, "late", (10, 20), untold()),
+            send(1, "plain", (30, 40), stored(0, 0)),
+            receive(9, "plain", (50, 60), (0, 0), 1),
+            receive(9, "late", (900, returned), (0, 1), 1),
+        ])
+    };
+    assert_eq!((run(999).early, run(999).verdict), (1, Judgement::Fail));
+    assert_eq!((run(1_000).early, run(1_000).verdict), (0, Judgement::Pass), "{:?}", run(1_000).examples);
+}
+
+#[test]
+fn a_recalled_message_must_not_come_and_one_that_may_be_recalled_may() {
+    let run = |answer: Option<Acked>, came: bool| {
+        let mut ops = vec![
+            hold("k", 10, Held::Until { not_before_us: 100 }),
+            send(1, "k", (10, 20), untold()),
+            send(1, "other", (21, 22), stored(0, 0)),
+            receive(9, "other", (30, 40), (0, 0), 1),
+        ];
+        ops.extend(answer.map(|answer| hold("k", 50, Held::Recall(answer))));
+        ops.extend(came.then(|| receive(9, "k", (200, 210), (0, 1), 1)));
+        let verdict = judge(&ops);
+        (verdict.recalled_and_back, verdict.lost)
+    };
+    let (failed, unknown) = (Some(Acked::Failed("too late".into())), Some(Acked::Unknown("reset".into())));
+    assert_eq!((run(Some(Acked::Done), false), run(Some(Acked::Done), true)), ((0, 0), (1, 0)));
+    assert_eq!((run(unknown.clone(), false), run(unknown, true)), ((0, 0), (0, 0)));
+    assert_eq!((run(failed.clone(), false), run(failed, true)), ((0, 1), (0, 0)));
+    assert_eq!((run(None, false), run(None, true)), ((0, 1), (0, 0)));
 }

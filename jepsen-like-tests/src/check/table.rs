@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::op::{Acked, Op, Received, Sent, Span, Spot};
+use crate::op::{Acked, Held, Op, Received, Sent, Span, Spot};
 
 /// A queue of a topic, as a dense number.
 pub(super) type Lane = u32;
@@ -35,7 +35,8 @@ pub(super) struct SendRow {
     pub outcome: SendOutcome,
     /// What the answer said, queue or no queue.
     pub told_offset: Option<u64>,
-    /// From the answer, or else the one place at which the key was delivered.
+    /// From the answer, or else the one place at which the key was delivered. None for a message that was held: it came to its place
+    /// some time after the send, so its place says nothing about the order of sends.
     pub place: Option<Place>,
 }
 
@@ -88,6 +89,17 @@ pub(super) struct KeyRow {
     text: Text,
     send: u32,
     delivered: Delivered,
+    /// Must not be seen before; 0 for an ordinary message.
+    pub(super) not_before_us: u64,
+    /// What its producer heard when it took the message back, if it did.
+    pub(super) taken_back: Option<Answer>,
+}
+
+/// What is known of a wish that takes a message away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Answer {
+    Unknown,
+    Done,
 }
 
 /// Where a key was delivered.
@@ -155,11 +167,18 @@ pub struct TableBuilder {
     sends: Vec<SendRow>,
     deliveries: Vec<Delivery>,
     acks: Vec<AckRow>,
+    holds: Vec<Hold>,
     mentions: Vec<Mention>,
     arena: Vec<u8>,
     lane_ids: BTreeMap<(Arc<str>, u32), Lane>,
     last_lane: Option<(Arc<str>, u32, Lane)>,
     receivers: BTreeMap<u32, Receiver>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Hold {
+    Until(u64),
+    TakenBack(Answer),
 }
 
 /// A key as it stands in one row, before keys have numbers.
@@ -175,6 +194,7 @@ enum Row {
     Send(u32),
     Delivery(u32),
     Ack(u32),
+    Hold(u32),
 }
 
 /// What a consumer's calls so far say about when its next delivery can have been handed out.
@@ -239,6 +259,16 @@ impl TableBuilder {
                 }
                 Acked::Failed(_) | Acked::Unknown(_) => {}
             },
+            Op::Hold(hold) => {
+                let held = match hold.what {
+                    Held::Until { not_before_us } => Hold::Until(not_before_us),
+                    Held::Recall(Acked::Done) => Hold::TakenBack(Answer::Done),
+                    Held::Recall(Acked::Unknown(_)) => Hold::TakenBack(Answer::Unknown),
+                    Held::Recall(Acked::Failed(_)) => return,
+                };
+                self.mention(&hold.key, Row::Hold(row(self.holds.len())));
+                self.holds.push(held);
+            }
             Op::Fault(_) | Op::Election(_) => {}
         }
     }
@@ -267,13 +297,19 @@ impl TableBuilder {
 
     /// Numbers the keys and puts the columns together.
     pub fn build(self) -> Table {
-        let Self { mut sends, mut deliveries, mut acks, mut mentions, arena, lane_ids, .. } = self;
+        let Self { mut sends, mut deliveries, mut acks, holds, mut mentions, arena, lane_ids, .. } = self;
         mentions
             .sort_unstable_by(|a, b| a.hash.cmp(&b.hash).then_with(|| text(&arena, a.text).cmp(text(&arena, b.text))));
         let (mut keys, mut attempted_twice): (Vec<KeyRow>, Vec<KeyId>) = (Vec::new(), Vec::new());
         for same in mentions.chunk_by(|a, b| a.hash == b.hash && text(&arena, a.text) == text(&arena, b.text)) {
             let key = row(keys.len());
-            let mut facts = KeyRow { text: same[0].text, send: NONE, delivered: Delivered::Nowhere };
+            let mut facts = KeyRow {
+                text: same[0].text,
+                send: NONE,
+                delivered: Delivered::Nowhere,
+                not_before_us: 0,
+                taken_back: None,
+            };
             for mention in same {
                 match mention.row {
                     Row::Send(at) => {
@@ -289,6 +325,10 @@ impl TableBuilder {
                         facts.delivered = facts.delivered.and(delivery.place);
                     }
                     Row::Ack(at) => acks[at as usize].key = key,
+                    Row::Hold(at) => match holds[at as usize] {
+                        Hold::Until(moment) => facts.not_before_us = moment,
+                        Hold::TakenBack(answer) => facts.taken_back = facts.taken_back.max(Some(answer)),
+                    },
                 }
             }
             keys.push(facts);
@@ -296,9 +336,10 @@ impl TableBuilder {
         drop(mentions);
         let sightings = sightings(&sends, &deliveries);
         for send in sends.iter_mut().filter(|send| send.place.is_none()) {
-            send.place = match keys[send.key as usize].delivered {
-                Delivered::At(place) => Some(place),
-                Delivered::Nowhere | Delivered::Several => None,
+            let facts = &keys[send.key as usize];
+            send.place = match facts.delivered {
+                Delivered::At(place) if facts.not_before_us == 0 => Some(place),
+                Delivered::At(_) | Delivered::Nowhere | Delivered::Several => None,
             };
         }
         let mut lanes: Vec<_> = lane_ids.into_iter().collect();

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::{
     Findings, Gaps, Table, TableBuilder, aborted_reads, acked_returned, attempted_twice, consumed_backwards,
-    double_deliveries, duplicates, inconsistent_offsets, invented, lost, mistold, nonlinear_appends, producer_order,
-    redelivered, table::SendOutcome,
+    double_deliveries, duplicates, early, inconsistent_offsets, invented, lost, mistold, nonlinear_appends,
+    producer_order, recalled, redelivered, table::SendOutcome,
 };
 use crate::history::{HistoryError, Reader};
 
@@ -53,6 +53,10 @@ pub struct Verdict {
     pub producer_order_violations: u64,
     /// The part of `order_violations` seen by consumers.
     pub consumption_order_violations: u64,
+    /// Delayed messages delivered before their time.
+    pub early: u64,
+    /// Messages delivered although their recall was answered OK.
+    pub recalled_and_back: u64,
     /// Keys that the workload used twice: the run is worthless.
     pub attempted_twice: u64,
     /// The history's file ended in the middle of something.
@@ -80,6 +84,8 @@ impl Verdict {
         let mistold = all.take("mistold", mistold(table));
         let double_deliveries = all.take("double delivery", double_deliveries(table));
         let acked_returned = all.take("acked and back", acked_returned(table));
+        let early = all.take("early", early(table));
+        let recalled_and_back = all.take("recalled and back", recalled(table));
         let attempted_twice = all.take("workload", attempted_twice(table));
         if acked == 0 {
             all.take("nothing", Findings { count: 1, examples: vec!["no send was acknowledged".to_owned()] });
@@ -106,6 +112,8 @@ impl Verdict {
             acked_returned,
             producer_order_violations: producer_order(table).count,
             consumption_order_violations,
+            early,
+            recalled_and_back,
             attempted_twice,
             cut: false,
             examples: all.examples,

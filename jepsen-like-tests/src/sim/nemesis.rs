@@ -167,7 +167,11 @@ async fn move_floor<S: Subject>(world: &World<S>, keep: u64) {
         biased;
         () = leader.death.cancelled() => {}
         // Refused or unknown: the next one will do.
-        _ = leader.group.propose_floor(floor) => {}
+        () = async {
+            if let Some(floor) = S::before_floor(&leader, floor).await {
+                let _ = leader.group.propose_floor(floor).await;
+            }
+        } => {}
     }
 }
 

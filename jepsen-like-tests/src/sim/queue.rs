@@ -7,6 +7,7 @@
 //! to, under the same message id or attempt id, so a send that is stored twice or a receive that loses a message shows.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -14,17 +15,21 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quorate_broker::{
+    LogClock, Reading,
     machine::{
-        Ack, AttemptKey, Batch, ClusterHash, Command, Handle, Machine, PutGroup, PutTopic, QueueId, QueueOffset,
-        Receive, Reply, Send, SendKey, StartAt, TopicKind,
+        Ack, AttemptKey, Batch, Carry, ClusterHash, Command, DelayId, Deliver, Handle, Machine, PutGroup, PutTopic,
+        QueueId, QueueOffset, Recall, Receive, Record, Reply, Send, SendDelayed, SendKey, StartAt, TopicKind,
     },
-    replica::{self, CheckpointMode, Replica, ReplicaSettings},
+    replica::{self, Applied, CheckpointMode, Replica, ReplicaSettings},
+    schedule::{Portion, Schedule},
 };
 use quorate_proto::{
     names::{GroupName, TopicName},
     time::Timestamp,
 };
-use quorate_raft::{CallError, LogView, ProposeError};
+use quorate_raft::{
+    CallError, CommittedEntry, ImagePoint, LogId, LogView, MachineError, Position, ProposeError, StateMachine, Term,
+};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -35,7 +40,7 @@ use super::{
 };
 use crate::{
     check::{Judgement, Table, Verdict},
-    op::{self, Acked, Op, Received, Sent, Span, Spot},
+    op::{self, Acked, Held, Op, Received, Sent, Span, Spot},
 };
 
 const TOPIC: &str = "simulated";
@@ -50,6 +55,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const TRIES: u32 = 6;
 /// Longest time that a delivery is hidden.
 const INVISIBLE_MS: u64 = 4000;
+/// Longest delay of a delayed message; short of [`INVISIBLE_MS`] twice, so that what waits when faults end comes before the end.
+const DELAY_MS: u64 = 5000;
+/// What a timer proposes at once: little, so that it takes several turns.
+const PORTION: Portion = Portion { commands_max: 8, bytes_max: 4096 };
 /// Virtual time to receive what is left at the end.
 const DRAIN_WITHIN: Duration = Duration::from_secs(120);
 /// The wall clock at the start of a run, in milliseconds.
@@ -64,6 +73,7 @@ const PROBE: u32 = 1001;
 #[derive(Debug, Default)]
 pub struct Queueing {
     book: Mutex<Book>,
+    went: Went,
 }
 
 /// What the clients saw, on a clock that never shows one time twice.
@@ -72,44 +82,114 @@ struct Book {
     last_us: u64,
     sent: u64,
     ops: Vec<Op>,
+    line: Line,
+    /// Numbers of delayed messages by their key.
+    delayed: BTreeMap<Box<str>, u64>,
 }
 
-/// A node's replica and its clock.
+/// A point on the line that log time never leaves upwards: it runs as fast as the run's clock at most, whoever stamps it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Line {
+    asked_us: u64,
+    log_ms: u64,
+}
+
+impl Line {
+    /// The earliest moment of the run at which log time can be `due_ms`; stamps are cut to whole milliseconds.
+    fn reaches_us(self, due_ms: u64) -> u64 {
+        self.asked_us + (due_ms.saturating_sub(self.log_ms) * 1000).saturating_sub(1000)
+    }
+
+    /// The latest that log time can be at a moment.
+    fn at_most_ms(self, now_us: u64) -> u64 {
+        self.log_ms + now_us.saturating_sub(self.asked_us) / 1000
+    }
+}
+
+/// A node's replica, its clocks, and what its timer knows.
 #[derive(Clone)]
 pub struct Desk {
     replica: replica::Shared,
     log: LogView,
     clock: Arc<Mutex<LogClock>>,
+    started: Instant,
+    /// What the node's wall clock showed at the start of the run.
+    wall: Timestamp,
+    schedule: Arc<Mutex<Schedule>>,
 }
 
-/// Log time on one node: it starts at the node's own wall clock, follows what is applied, and never goes back.
-#[derive(Debug)]
-struct LogClock {
-    at: Instant,
-    then: Timestamp,
+/// A replica that notes where delayed messages went, as nobody else learns it when an answer is lost.
+pub struct Noting {
+    replica: Replica,
+    went: Went,
 }
 
-impl LogClock {
-    fn now(&mut self, applied: Timestamp) -> Timestamp {
-        let now = self.then.after(self.at.elapsed());
-        if applied > now {
-            (self.at, self.then) = (Instant::now(), applied);
+/// Where each delayed message became visible, by its number.
+type Went = Arc<Mutex<BTreeMap<u64, Spot>>>;
+
+impl Noting {
+    fn note(&self, payload: &Bytes, replies: &[Reply]) {
+        let commands = Batch::decode(payload.clone()).map(|batch| batch.commands).unwrap_or_default();
+        for (command, reply) in commands.iter().zip(replies) {
+            if let (Command::Deliver(deliver), Reply::Sent { queue, offset, .. }) = (command, reply) {
+                let spot = Spot { queue: queue.0.into(), offset: offset.0 };
+                lock(&self.went).insert(deliver.id.number, spot);
+            }
         }
-        now.max(applied)
     }
+}
+
+impl StateMachine for Noting {
+    type Reply = Applied;
+
+    fn applied(&self) -> Option<LogId> {
+        self.replica.applied()
+    }
+
+    fn apply(&mut self, entry: CommittedEntry) -> Applied {
+        let payload = entry.payload.clone();
+        let applied = self.replica.apply(entry);
+        self.note(&payload, &applied.replies);
+        applied
+    }
+
+    fn settle(&mut self, synced: Position) {
+        self.replica.settle(synced);
+    }
+
+    fn save_image(&mut self, border: Position) -> Bytes {
+        self.replica.save_image(border)
+    }
+
+    fn load_image(&mut self, at: ImagePoint, image: &[u8]) -> Result<(), MachineError> {
+        self.replica.load_image(at, image)
+    }
+
+    fn floor(&mut self, floor: Position) {
+        self.replica.floor(floor);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     Prepare,
-    Send { client: String, key: String, queue: u16, filler: usize },
+    Send { client: String, key: String, queue: u16, filler: usize, due_ms: Option<u64> },
+    Recall { due_ms: u64, number: u64 },
     Receive { max: u16, invisible_ms: u64, first_queue: u16, attempt: String },
     Ack { handles: Vec<String> },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
-    Prepared,
+    /// Done, at this log time.
+    Prepared(u64),
+    Delayed {
+        number: u64,
+    },
     Sent {
         queue: u16,
         offset: u64,
@@ -134,16 +214,37 @@ struct Delivered {
 }
 
 impl Desk {
+    fn reading(&self) -> Reading {
+        let elapsed = self.started.elapsed();
+        Reading { wall: self.wall.after(elapsed), monotonic: elapsed }
+    }
+
+    /// The stamp of the next batch.
     fn now(&self) -> Timestamp {
         let applied = self.replica.log_now();
-        self.clock.lock().unwrap_or_else(PoisonError::into_inner).now(applied)
+        let mut clock = lock(&self.clock);
+        clock.follow(self.reading(), applied);
+        clock.stamp(self.reading(), applied)
+    }
+
+    /// Notes log time, as every node does all the time.
+    fn follow(&self) {
+        lock(&self.clock).follow(self.reading(), self.replica.log_now());
+    }
+
+    /// What the node's timer would propose now.
+    fn due(&self, term: Term) -> Vec<Command> {
+        let now = lock(&self.clock).now(self.reading());
+        let due = lock(&self.schedule).due(term, now, PORTION).unwrap_or_default();
+        let deliver = |(id, found)| Some(Command::Deliver(Deliver { id, record: body(found)? }));
+        due.into_iter().filter_map(deliver).collect()
     }
 
     fn command(&self, request: &Request) -> Option<Vec<Command>> {
         let topic_name = TopicName::parse(TOPIC).ok()?;
         let group_name = GroupName::parse(GROUP).ok()?;
         if let Request::Prepare = request {
-            let kind = TopicKind::Normal;
+            let kind = TopicKind::Any;
             let topic = PutTopic { name: topic_name, queues: QUEUES, kind, auto: false, replace: false };
             let group = PutGroup { name: group_name, fifo: false, start: StartAt::First, auto: false, replace: false };
             return Some(vec![Command::PutTopic(topic), Command::PutGroup(group)]);
@@ -152,12 +253,20 @@ impl Desk {
         let (topic, group) = self.replica.read(ids)?;
         let command = match request {
             Request::Prepare => return None,
-            Request::Send { client, key, queue, filler } => {
+            Request::Send { client, key, queue, filler, due_ms } => {
                 let record = record(key, *filler);
                 let body_crc = crc32c::crc32c(&record);
                 let key = SendKey::new(topic, client, key);
                 let queue = QueueId(*queue);
-                Command::Send(Send { topic, queue, key, body_crc, tag_hash: 0, record: record.into() })
+                let send = Send { topic, queue, key, body_crc, tag_hash: 0, record: record.into() };
+                match due_ms {
+                    None => Command::Send(send),
+                    Some(due_ms) => Command::SendDelayed(SendDelayed { due: Timestamp(*due_ms), send }),
+                }
+            }
+            Request::Recall { due_ms, number } => {
+                let id = DelayId { due: Timestamp(*due_ms), number: *number };
+                Command::Recall(Recall { id, topic })
             }
             Request::Receive { max, invisible_ms, first_queue, attempt } => Command::Receive(Receive {
                 group,
@@ -180,7 +289,10 @@ impl Desk {
             None => Answer::Unknown,
             Some(Reply::Sent { queue, offset, .. }) => Answer::Sent { queue: queue.0, offset: offset.0 },
             Some(Reply::Acked { results }) => Answer::Acked(results.into_iter().map(|result| result.is_ok()).collect()),
-            Some(Reply::Topic { .. } | Reply::Group { .. } | Reply::Changed { .. } | Reply::Done) => Answer::Prepared,
+            Some(Reply::Delayed { id, .. }) => Answer::Delayed { number: id.number },
+            Some(Reply::Topic { .. } | Reply::Group { .. } | Reply::Changed { .. } | Reply::Done) => {
+                Answer::Prepared(self.replica.log_now().0)
+            }
             Some(Reply::Refused(refusal)) => Answer::Refused(refusal.to_string()),
             Some(Reply::Received { deliveries }) => {
                 let places: Vec<_> = deliveries.iter().map(|delivery| (delivery.queue, delivery.offset)).collect();
@@ -204,6 +316,39 @@ impl Desk {
     }
 }
 
+/// The bytes of a message that waits, unless this node's disk has lost them.
+fn body(found: replica::Found) -> Option<Record> {
+    match found {
+        replica::Found::Record(record) => Some(record.bytes.into()),
+        replica::Found::Gone | replica::Found::Rotten(_) => None,
+    }
+}
+
+/// What a node's timer does, for as long as the world stands: it follows log time, and delivers what is due while it leads.
+async fn timer(world: World<Queueing>, number: u16) {
+    let mut dice = Dice::new(world.scenario().seed, &format!("timer of n{number}"));
+    loop {
+        sleep(dice.millis(10..=50)).await;
+        let Some(Running { group, shared: desk, death }) = world.running(number) else { continue };
+        desk.follow();
+        let view = *group.leader().borrow();
+        if !view.serving {
+            continue;
+        }
+        let commands = desk.due(view.term);
+        if commands.is_empty() {
+            continue;
+        }
+        let batch = Batch { now: desk.now(), commands };
+        tokio::select! {
+            biased;
+            () = death.cancelled() => {}
+            // Lost or not, the next look shows what is still due.
+            _ = group.propose(batch.encode()) => {}
+        }
+    }
+}
+
 /// A message: length of its key (2), the key, filler.
 fn record(key: &str, filler: usize) -> Bytes {
     let mut out = BytesMut::with_capacity(2 + key.len() + filler);
@@ -221,16 +366,44 @@ fn key_of(record: &[u8]) -> String {
 }
 
 impl Subject for Queueing {
-    type Machine = Replica;
+    type Machine = Noting;
     type Shared = Desk;
 
-    fn open(&self, opening: Opening) -> Result<(Replica, Desk), String> {
+    fn open(&self, opening: Opening) -> Result<(Noting, Desk), String> {
         let checkpoint = CheckpointMode::Plain;
         let settings = ReplicaSettings { data_dir: opening.dir, checkpoint, queue_file_records: QUEUE_FILE_RECORDS };
         let (machine, replica) = Replica::open(settings, opening.disk, opening.view.clone())?;
         let skew_ms = Dice::new(opening.seed, &format!("clock of n{}", opening.node)).below(SKEW_MS);
-        let clock = LogClock { at: opening.started, then: Timestamp(WALL_MS + skew_ms) };
-        Ok((machine, Desk { replica, log: opening.view, clock: Arc::new(Mutex::new(clock)) }))
+        let desk = Desk {
+            schedule: Arc::new(Mutex::new(Schedule::new(replica.clone()))),
+            replica,
+            log: opening.view,
+            clock: Arc::new(Mutex::new(LogClock::new())),
+            started: opening.started,
+            wall: Timestamp(WALL_MS + skew_ms),
+        };
+        Ok((Noting { replica: machine, went: self.went.clone() }, desk))
+    }
+
+    /// Carries what waits below the floor first, as the broker's leader does.
+    async fn before_floor(leader: &Running<Self>, floor: Position) -> Option<Position> {
+        let desk = &leader.shared;
+        let floor = desk.replica.read(|machine| machine.border_below(floor))?;
+        let mut after = None;
+        loop {
+            let going_up = lock(&desk.schedule).carry(floor, after, PORTION).ok()?;
+            let carry = |(waiting, found)| Some(Command::Carry(Carry { waiting, record: body(found)? }));
+            let commands: Option<Vec<Command>> = going_up.bodies.into_iter().map(carry).collect();
+            // A body that has rotted here holds the floor: this simulation asks no other node for it.
+            let commands = commands?;
+            if !commands.is_empty() {
+                leader.group.propose(Batch { now: desk.now(), commands }.encode()).await.ok()?;
+            }
+            match going_up.after {
+                Some(last) => after = Some(last),
+                None => return Some(floor),
+            }
+        }
     }
 
     async fn serve(group: Watching<Self>, desk: Desk, request: Bytes) -> Bytes {
@@ -240,8 +413,13 @@ impl Subject for Queueing {
 
     async fn prepare(world: &World<Self>) -> bool {
         let client = Client::new(world, PROBE, 1);
+        for number in world.numbers() {
+            world.spawn(timer(world.clone(), number));
+        }
         for _ in 0..100 {
-            if let Answer::Prepared = client.call(&Request::Prepare).await {
+            let asked_us = client.now_us();
+            if let Answer::Prepared(log_ms) = client.call(&Request::Prepare).await {
+                world.subject().book().line = Line { asked_us, log_ms };
                 return true;
             }
             sleep(Duration::from_millis(100)).await;
@@ -255,6 +433,7 @@ impl Subject for Queueing {
             let think = world.scenario().think.as_micros() as u64;
             sleep(Duration::from_micros(client.dice.within(100..=think))).await;
             match number % 2 {
+                0 if client.dice.chance(40) => client.send_delayed().await,
                 0 => client.send().await,
                 _ => client.receive(80).await,
             }
@@ -400,10 +579,15 @@ impl Queueing {
         let Some((_, leader)) = world.leader() else {
             return world.witness().violate("drains", "no leader serves at the end".into());
         };
-        let mut ops = self.book().ops.clone();
+        let (mut ops, delayed) = {
+            let book = self.book();
+            (book.ops.clone(), book.delayed.clone())
+        };
+        let went = lock(&self.went).clone();
+        let later = |key: &str| went.get(delayed.get(key)?).copied();
         for op in &mut ops {
             if let Op::Send(send) = op
-                && let Some(spot) = spot(send)
+                && let Some(spot) = spot(send).or_else(|| later(&send.key))
                 && matches!(leader.shared.stored(spot), Found::Dropped)
             {
                 send.outcome = Sent::Unknown("dropped by retention".into());
@@ -470,8 +654,9 @@ impl Client {
             match answer {
                 Answer::NotNow => {}
                 Answer::Unknown => maybe = true,
-                Answer::Prepared
+                Answer::Prepared(_)
                 | Answer::Sent { .. }
+                | Answer::Delayed { .. }
                 | Answer::Received(_)
                 | Answer::Acked(_)
                 | Answer::Refused(_) => {
@@ -491,8 +676,43 @@ impl Client {
         self.send_once(TRIES).await;
     }
 
+    /// Sends a message that is due in some seconds, and takes some of those back.
+    async fn send_delayed(&mut self) {
+        let line = self.world.subject().book().line;
+        let due_ms = line.at_most_ms(self.now_us()) + self.dice.within(1..=DELAY_MS);
+        let Some((key, number)) = self.send_due(TRIES, Some(due_ms)).await.1 else { return };
+        if !self.dice.chance(20) {
+            return;
+        }
+        sleep(self.dice.millis(0..=DELAY_MS)).await;
+        let invoke_us = self.now_us();
+        let (answer, maybe) = self.insist(TRIES, |_| Request::Recall { due_ms, number }).await;
+        let outcome = match answer {
+            Answer::Prepared(_) => Acked::Done,
+            Answer::NotNow | Answer::Refused(_) if !maybe => Acked::Failed("too late, or not now".into()),
+            Answer::Sent { .. }
+            | Answer::Delayed { .. }
+            | Answer::Received(_)
+            | Answer::Acked(_)
+            | Answer::Refused(_)
+            | Answer::NotNow
+            | Answer::Unknown => Acked::Unknown("no answer".into()),
+        };
+        self.hold(invoke_us, key, Held::Recall(outcome));
+    }
+
+    fn hold(&self, invoke_us: u64, key: Box<str>, what: Held) {
+        let hold = op::Hold { span: self.span(invoke_us), topic: self.topic(), key, what };
+        self.world.subject().record(Op::Hold(hold));
+    }
+
     /// Sends one message and writes down what became of it.
     async fn send_once(&mut self, tries: u32) -> Sent {
+        self.send_due(tries, None).await.0
+    }
+
+    /// The same for one that is due at a log time; its key and number if it waits.
+    async fn send_due(&mut self, tries: u32, due_ms: Option<u64>) -> (Sent, Option<(Box<str>, u64)>) {
         let number = {
             let mut book = self.world.subject().book();
             book.sent += 1;
@@ -501,18 +721,27 @@ impl Client {
         let (key, client) = (format!("m{number}"), format!("client {}", self.number));
         let filler = self.dice.below(if self.dice.clone().chance(10) { 2000 } else { 200 }) as usize;
         let (invoke_us, topic) = (self.now_us(), self.topic());
+        let mut delayed = None;
+        if let Some(due_ms) = due_ms {
+            let not_before_us = self.world.subject().book().line.reaches_us(due_ms);
+            self.hold(invoke_us, key.as_str().into(), Held::Until { not_before_us });
+        }
         self.world.witness().invoke(self.number, number, self.node);
         let (answer, maybe) = self
             .insist(tries, |dice| {
                 let queue = dice.below(QUEUES.into()) as u16;
-                Request::Send { client: client.clone(), key: key.clone(), queue, filler }
+                Request::Send { client: client.clone(), key: key.clone(), queue, filler, due_ms }
             })
             .await;
         let outcome = match answer {
             Answer::Sent { queue, offset } => Sent::Stored { queue: Some(queue.into()), offset: Some(offset) },
+            Answer::Delayed { number } => {
+                delayed = Some((Box::from(key.as_str()), number));
+                Sent::Stored { queue: None, offset: None }
+            }
             Answer::NotNow if !maybe => Sent::Failed("not now".into()),
             Answer::Refused(why) if !maybe => Sent::Failed(why.into()),
-            Answer::Prepared
+            Answer::Prepared(_)
             | Answer::Received(_)
             | Answer::Acked(_)
             | Answer::Refused(_)
@@ -521,8 +750,11 @@ impl Client {
         };
         let span = self.span(invoke_us);
         self.told(number, &outcome);
+        if let Some((key, number)) = delayed.clone() {
+            self.world.subject().book().delayed.insert(key, number);
+        }
         self.world.subject().record(Op::Send(op::Send { span, topic, key: key.into(), outcome: outcome.clone() }));
-        outcome
+        (outcome, delayed)
     }
 
     fn told(&self, number: u64, outcome: &Sent) {
@@ -554,7 +786,12 @@ impl Client {
                     self.world.subject().record(Op::Receive(op::Receive { span, topic: topic.clone(), outcome }));
                     invoke_us = self.now_us();
                 }
-                Answer::Prepared | Answer::Sent { .. } | Answer::Acked(_) | Answer::Refused(_) | Answer::NotNow => {}
+                Answer::Prepared(_)
+                | Answer::Sent { .. }
+                | Answer::Delayed { .. }
+                | Answer::Acked(_)
+                | Answer::Refused(_)
+                | Answer::NotNow => {}
             }
             self.node = self.dice.pick(&self.world.numbers());
             sleep(self.dice.millis(5..=300)).await;
@@ -580,8 +817,9 @@ impl Client {
             let outcome = match &answer {
                 Answer::Acked(results) if results.get(number) == Some(&true) => Acked::Done,
                 Answer::Acked(_) | Answer::Refused(_) | Answer::NotNow if !maybe => Acked::Failed("refused".into()),
-                Answer::Prepared
+                Answer::Prepared(_)
                 | Answer::Sent { .. }
+                | Answer::Delayed { .. }
                 | Answer::Received(_)
                 | Answer::Acked(_)
                 | Answer::Refused(_)

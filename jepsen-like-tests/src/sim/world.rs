@@ -20,7 +20,7 @@ use std::{
 use bytes::Bytes;
 use quorate_raft::{
     CallHandler, Disk, Doors, FlushMode, Group, GroupConfig, GroupStatus, LogView, MachineStart, Member, NodeId,
-    StateMachine, WriterMode,
+    Position, StateMachine, WriterMode,
     disk::sim::{Damage, Faults, Keep, SimDisk},
     network::{BoxFuture, MemoryNetwork},
 };
@@ -53,6 +53,11 @@ pub trait Subject: Send + Sync + Sized + 'static {
     /// What the clients still have to do once the group has healed and they have stopped.
     fn drain(_world: &World<Self>) -> impl Future<Output = ()> + Send {
         std::future::ready(())
+    }
+
+    /// What the leader must do before a floor may be proposed; the floor that may, if any.
+    fn before_floor(_leader: &Running<Self>, floor: Position) -> impl Future<Output = Option<Position>> + Send {
+        std::future::ready(Some(floor))
     }
 
     /// Whether a request through this node is served.
