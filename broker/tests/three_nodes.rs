@@ -749,7 +749,7 @@ async fn a_delayed_message_comes_at_its_time_and_can_be_recalled_through_any_nod
             assert!(*at >= due(id), "message {id} came {} ms early", due(id) - at);
         }
     }
-    assert_eq!(recall(&mut clients[2], "t", &handles[1]).await.0, 40401, "too late");
+    assert_eq!(recall(&mut clients[2], "t", &handles[1]).await.0, 40400, "too late");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -301,6 +301,6 @@ async fn a_delayed_message_carries_its_time_and_is_recalled_by_its_handle_throug
     cluster.say([Answer::Code(50002), Answer::Code(50402)]);
     assert_eq!(producer.recall("t", &handle).await.unwrap(), "id of handle in t");
     assert_eq!(cluster.calls_of("recall"), THREE);
-    cluster.say([Answer::Code(40401)]);
-    assert_eq!(producer.recall("t", &handle).await.unwrap_err().code(), 40401);
+    cluster.say([Answer::Code(40400)]);
+    assert_eq!(producer.recall("t", &handle).await.unwrap_err().code(), 40400);
 }

@@ -12,7 +12,7 @@ use super::{
 use crate::leader::calls::Recall;
 
 impl Service {
-    /// Takes a message back. OK, once more OK for a repeat before its time, 40401 when it is too late.
+    /// Takes a message back. OK, once more OK for a repeat before its time, 40400 when it is too late.
     pub async fn recall_message(&self, client: Client, request: RecallMessageRequest) -> RecallMessageResponse {
         match self.try_recall(&client, request).await {
             Ok(message_id) => RecallMessageResponse { status: Some(ok()), message_id },

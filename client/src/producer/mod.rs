@@ -100,7 +100,7 @@ impl Producer {
     /// Takes a delayed message back, by the handle that its send was answered with. Returns its message id.
     ///
     /// # Errors
-    /// `Refused` with 40401 if it is too late, with 40013 if the handle is none of this topic and cluster. After `Unknown` the message may
+    /// `Refused` with 40400 if it is too late, with 40013 if the handle is none of this topic and cluster. After `Unknown` the message may
     /// come or not; recall it again.
     pub async fn recall(&self, topic: &str, recall_handle: &str) -> Result<String, SendError> {
         let request = v2::RecallMessageRequest {

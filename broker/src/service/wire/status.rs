@@ -66,7 +66,8 @@ pub(crate) fn refusal_code(refusal: &Refusal) -> Code {
         | Refusal::ReceiptExpired
         | Refusal::RecallInvalid
         | Refusal::RecallForeign => Code::InvalidReceiptHandle,
-        Refusal::RecallTooLate | Refusal::NotPending => Code::MessageNotFound,
+        // Not 40401, which the Python and Node clients take for OK.
+        Refusal::RecallTooLate | Refusal::NotPending => Code::NotFound,
         Refusal::NotDue { .. } => Code::IllegalDeliveryTime,
         Refusal::TooManyTopics { .. }
         | Refusal::TooManyGroups { .. }
@@ -131,8 +132,8 @@ mod tests {
             (Refusal::ReceiptExpired, 40013),
             (Refusal::RecallInvalid, 40013),
             (Refusal::RecallForeign, 40013),
-            (Refusal::RecallTooLate, 40401),
-            (Refusal::NotPending, 40401),
+            (Refusal::RecallTooLate, 40400),
+            (Refusal::NotPending, 40400),
             (Refusal::NotDue { due: quorate_proto::time::Timestamp(1) }, 40012),
             (Refusal::TooManyAutoTopics { max: 1000 }, 40402),
             (Refusal::TooManyAutoGroups { max: 1000 }, 40403),
