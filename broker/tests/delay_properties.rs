@@ -152,14 +152,14 @@ impl Run {
                 if self.now.0 > 55_000 {
                     return;
                 }
-                match self.apply(Command::SendDelayed(SendDelayed { due, send })) {
-                    Reply::Delayed { id, duplicate } => {
-                        assert_eq!(self.known.contains_key(&number), duplicate);
-                        let known = self.known.entry(number).or_insert(Known { id, recalled: false, seen: 0 });
-                        assert_eq!(known.id, id, "a repeat gets the first answer");
-                    }
-                    Reply::Sent { .. } => assert!(due <= self.now && !self.known.contains_key(&number)),
-                    other => panic!("{other:?}"),
+                let reply = self.apply(Command::SendDelayed(SendDelayed { due, send }));
+                if let Reply::Delayed { id, duplicate } = reply {
+                    assert_eq!(self.known.contains_key(&number), duplicate);
+                    let known = self.known.entry(number).or_insert(Known { id, recalled: false, seen: 0 });
+                    assert_eq!(known.id, id, "a repeat gets the first answer");
+                } else {
+                    assert!(matches!(reply, Reply::Sent { .. }), "{reply:?}");
+                    assert!(due <= self.now && !self.known.contains_key(&number));
                 }
             }
             Step::Deliver { choice } => {

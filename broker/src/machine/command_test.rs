@@ -139,12 +139,16 @@ fn the_bytes_of_delayed_messages_are_what_they_were() {
     let sample = sample("batch-2-delayed.bin", &delayed().encode());
     assert_eq!(delayed().encode()[..], sample[..], "the format has changed; a new version needs a new number");
     let decoded = Batch::decode(sample.clone().into()).expect("sound bytes");
-    let records = decoded.commands.iter().filter_map(|command| match command {
-        Command::SendDelayed(delayed) => Some(&delayed.send.record),
-        Command::Deliver(deliver) => Some(&deliver.record),
-        Command::Carry(carry) => Some(&carry.record),
-        _ => None,
-    });
+    let mut records = Vec::new();
+    for command in &decoded.commands {
+        if let Command::SendDelayed(SendDelayed { send: Send { record, .. }, .. })
+        | Command::Deliver(Deliver { record, .. })
+        | Command::Carry(Carry { record, .. }) = command
+        {
+            records.push(record);
+        }
+    }
+    assert_eq!(records.len(), 3);
     for record in records {
         let at = record.at() as usize;
         assert_eq!(&sample[at..at + 5], b"later", "a record knows where it stands");
