@@ -37,14 +37,14 @@ impl LogFormat {
 pub struct LogConfig {
     /// Default `text`.
     pub format: LogFormat,
-    /// What is written: `info`, or per part `info,quorate_raft=debug`. Default `info,openraft=warn`: the library below the log tells every
-    /// step of an election.
+    /// What is written: `info`, or per part `info,quorate_raft=debug`. Default `info,openraft=error`: the library below the log tells every
+    /// step of an election, and each heartbeat that a dead peer does not answer.
     pub filter: String,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { format: LogFormat::Text, filter: "info,openraft=warn".to_owned() }
+        Self { format: LogFormat::Text, filter: "info,openraft=error".to_owned() }
     }
 }
 

@@ -37,6 +37,13 @@ pub struct ConsumeBench {
 
 impl ConsumeBench {
     pub(super) async fn run(&self, endpoints: &str) -> Result<Answer, Failure> {
+        if self.per_call == 0 || self.load.in_flight == 0 || self.consumers == 0 {
+            return Err(failure::config(
+                "the load is empty",
+                "--per-call, --in-flight and --consumers are at least 1",
+                "quorate bench consume --help",
+            ));
+        }
         let failed = |error| failure::call("the load did not start", &error, endpoints);
         let client = client(endpoints, self.load.connections).map_err(failed)?;
         let options = ConsumerOptions {
@@ -44,7 +51,7 @@ impl ConsumeBench {
             invisible_duration: Duration::from_secs(60),
             long_polling: Duration::from_secs(5),
         };
-        let consumers = (0..self.consumers.max(1)).map(|_| client.simple_consumer(&self.group, options));
+        let consumers = (0..self.consumers).map(|_| client.simple_consumer(&self.group, options));
         let consumers: Arc<[SimpleConsumer]> = consumers.collect::<Result<_, _>>().map_err(failed)?;
         let (topic, until_empty): (Arc<str>, bool) = (self.load.topic.as_str().into(), self.until_empty);
         let call = {
@@ -55,12 +62,13 @@ impl ConsumeBench {
             }
         };
         let plan = Plan {
-            slots: self.load.in_flight.max(1),
+            slots: self.load.in_flight,
             warmup: Duration::from_secs(self.load.warmup),
             measured: Duration::from_secs(self.load.seconds),
             calls_per_s: None,
         };
         let outcome = run(plan, &Servers::new(client.admin()), call).await;
+        outcome.worked()?;
         // The size of bodies is the producer's choice; megabytes are left to its report.
         let mut figures = outcome.figures(0);
         figures.retain(|(name, _)| *name != "mb_per_s");

@@ -17,7 +17,10 @@ use tokio::{
 };
 
 use super::servers::{Sample, Servers};
-use crate::output::note;
+use crate::{
+    failure::{self, Failure},
+    output::note,
+};
 
 /// Longest latency told apart.
 const LATENCY_MAX_US: u64 = 120_000_000;
@@ -254,6 +257,19 @@ fn pace(start: Instant, rate: f64, due: &mpsc::Sender<Instant>) {
 }
 
 impl Outcome {
+    /// A load of which nothing at all succeeded has measured nothing.
+    ///
+    /// # Errors
+    /// Every call failed; says why the first did.
+    pub fn worked(&self) -> Result<(), Failure> {
+        let failed = self.failed + self.unanswered;
+        if self.acked > 0 || failed == 0 {
+            return Ok(());
+        }
+        let why = self.reason.clone().unwrap_or_else(|| "no call was answered in time".to_owned());
+        Err(failure::error(format!("all {failed} messages failed"), why, "quorate cluster status, then the load again"))
+    }
+
     /// The figures of a report, in the order people read them.
     pub fn figures(&self, body_bytes: u64) -> Vec<(&'static str, Value)> {
         let seconds = self.elapsed.as_secs_f64().max(f64::EPSILON);
@@ -348,6 +364,18 @@ mod tests {
         .await;
         assert!((150..=210).contains(&outcome.acked), "{}", outcome.acked);
         assert!(outcome.latencies.value_at_quantile(0.7) > 50_000, "{}", outcome.latencies.value_at_quantile(0.7));
+    }
+
+    /// Whoever runs a benchmark in a script looks at the exit code.
+    #[tokio::test]
+    async fn a_load_of_which_nothing_succeeds_is_a_failure_that_says_why() {
+        let outcome = run(plan(1, 200, None), &Servers::none(), |_| async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Done { failed: 1, reason: Some("refused with 41301".into()), ..Done::default() }
+        })
+        .await;
+        let failure = outcome.worked().expect_err("nothing was acknowledged").to_string();
+        assert!(failure.contains("refused with 41301"), "{failure}");
     }
 
     #[test]

@@ -38,16 +38,17 @@ pub struct ProduceBench {
 
 impl ProduceBench {
     pub(super) async fn run(&self, endpoints: &str) -> Result<Answer, Failure> {
-        if self.per_call == 0 || self.load.in_flight == 0 || self.rate.is_some_and(|rate| rate <= 0.0) {
+        let counts = [self.per_call, self.load.in_flight, self.size, self.producers];
+        if counts.contains(&0) || self.rate.is_some_and(|rate| rate.is_nan() || rate <= 0.0) {
             return Err(failure::config(
                 "the load is empty",
-                "--per-call, --in-flight and --rate are at least 1",
+                "--per-call, --in-flight, --size, --producers and --rate are at least 1",
                 "quorate bench produce --help",
             ));
         }
         let failed = |error| failure::call("the load did not start", &error, endpoints);
         let client = client(endpoints, self.load.connections).map_err(failed)?;
-        let producers: Arc<[Producer]> = (0..self.producers.max(1)).map(|_| client.producer()).collect();
+        let producers: Arc<[Producer]> = (0..self.producers).map(|_| client.producer()).collect();
         producers[0].prepare(&self.load.topic).await.map_err(failed)?;
         let (topic, per_call): (Arc<str>, usize) = (self.load.topic.as_str().into(), self.per_call);
         let body = Bytes::from((0..self.size).map(|at| b'a' + (at % 26) as u8).collect::<Vec<u8>>());
@@ -66,6 +67,7 @@ impl ProduceBench {
             calls_per_s: self.rate.map(|rate| rate / per_call as f64),
         };
         let outcome = run(plan, &Servers::new(client.admin()), call).await;
+        outcome.worked()?;
         let mut figures = outcome.figures(self.size as u64);
         figures.extend([
             ("mode", json!(if self.rate.is_some() { "open" } else { "closed" })),
