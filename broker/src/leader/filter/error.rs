@@ -34,6 +34,44 @@ pub(crate) enum FilterFault {
     SingleBar,
     #[error("{0:?} is a control character, which no tag has; remove it")]
     ControlInTag(char),
-    #[error("filtering by SQL expression is not implemented by this broker; filter by tag")]
-    SqlNotBuilt,
+    #[error("the expression is empty; write a condition such as a = 'x', or TRUE for every message")]
+    Empty,
+    #[error("{found:?} is not part of the language; {remedy}")]
+    NotInLanguage { found: char, remedy: &'static str },
+    #[error("the text does not end; close it with ', and write '' for a quote inside")]
+    TextOpen,
+    #[error("the comment does not end; close it with */")]
+    CommentOpen,
+    #[error("{found} is not a number of the language; {remedy}")]
+    NotANumber { found: String, remedy: &'static str },
+    #[error("found {found}, expected {wanted}")]
+    Unexpected { found: String, wanted: &'static str },
+    #[error("the expression ends, expected {wanted}")]
+    Ends { wanted: &'static str },
+    #[error("property {name} alone is no condition; write {name} = TRUE or {name} IS NOT NULL")]
+    PropertyAlone { name: String },
+    #[error("a text or number alone is no condition; compare it with a property")]
+    ValueAlone,
+    #[error("a comparison cannot be compared again; join two with AND or OR, or put the first in parentheses")]
+    Chained,
+    #[error("NOT stands before a whole condition; put it and its condition in parentheses")]
+    NotInComparison,
+    #[error("nothing equals NULL; write IS NULL or IS NOT NULL")]
+    NullCompared,
+    #[error("TRUE and FALSE never equal a text or number; compare them with a property")]
+    FlagCompared,
+    #[error("texts have no order; compare with a number, without quotes")]
+    TextOrdered,
+    #[error("conditions, TRUE, FALSE and NULL have no order; compare a property with a number")]
+    ConditionOrdered,
+    #[error("the lower bound of BETWEEN is above the upper one; swap them")]
+    BoundsReversed,
+    #[error("only a property can be IN a list; write its name before IN")]
+    InOfNoProperty,
+    #[error("only properties and texts can be searched; write one before CONTAINS, STARTSWITH or ENDSWITH")]
+    NotSearchable,
+    #[error("more than {max} parentheses are open here; use fewer")]
+    TooDeep { max: usize },
+    #[error("the list of IN has more than {max} entries; join shorter lists with OR")]
+    TooManyEntries { max: usize },
 }
