@@ -19,6 +19,7 @@ pub mod metrics;
 mod registrar;
 pub mod replica;
 mod run;
+pub mod scan;
 pub mod schedule;
 mod service;
 mod session;

@@ -439,6 +439,18 @@ impl Shared {
         Ok(records)
     }
 
+    /// Pointers of up to `count` neighbouring offsets; `None` where this node has no record. Fewer than the machine counts if the last
+    /// ones are just being taken on.
+    pub(crate) fn pointers(
+        &self,
+        topic: TopicId,
+        queue: QueueId,
+        from: QueueOffset,
+        count: u64,
+    ) -> io::Result<Vec<Option<Pointer>>> {
+        self.inner.queues.pointers(topic, queue, from, count)
+    }
+
     /// Long polls.
     pub fn waiters(&self) -> &Waiters {
         &self.inner.waiters

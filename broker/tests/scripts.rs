@@ -8,6 +8,8 @@
 //! ```
 //! One command a line, then exactly what comes back: replies, and effects in brackets. A receipt is named by its serial;
 //! `receipt=3` is the handle that was given out with it, `receipt=3 forged=q0@7` one that never was. `show …` reads.
+//! `scan=q0@5:a,-,*` is what the leader read ahead: offset 5 is of message group `a`, a filter does not want 6, and 7 has no message
+//! group. `verdict=q0@3:no` is what a filter says of an older message; `filtered` that there is a filter and no such message.
 //! `border` and `floor` are what raft tells the machine. Every script runs twice, the second time through image bytes
 //! between any two commands, and must say the same. `UPDATE_SCRIPTS=1 cargo test --test scripts` writes the answers anew;
 //! read the difference.
@@ -19,9 +21,10 @@ use std::{
 };
 
 use quorate_broker::machine::{
-    Ack, AttemptKey, Batch, Carry, ChangeInvisible, Command, CommitOffset, DelayId, Deliver, DropGroup, DropTopic,
-    Effect, GroupId, Handle, Machine, PutGroup, PutTopic, QueueId, QueueOffset, Recall, Receive, Record, Refusal,
-    Reply, ResetOffset, Send, SendDelayed, SendKey, Serial, StartAt, TopicId, TopicKind, Waiting, tag_hash,
+    Ack, AttemptKey, Batch, Carry, ChangeInvisible, Chosen, Command, CommitOffset, DelayId, Deliver, DropGroup,
+    DropTopic, Effect, GroupId, Handle, Machine, MessageGroup, PutGroup, PutTopic, QueueId, QueueOffset, Recall,
+    Receive, ReceiveScanned, Record, Refusal, Reply, ResetOffset, Scan, Send, SendDelayed, SendKey, Serial, StartAt,
+    TopicId, TopicKind, Verdict, Waiting, tag_hash,
 };
 use quorate_proto::{
     names::{GroupName, TopicName},
@@ -160,14 +163,7 @@ impl Stage {
             "deliver" => Command::Deliver(Deliver { id: delay_id(words)?, record: body(words) }),
             "recall" => Command::Recall(Recall { id: delay_id(words)?, topic: self.topic(words.need("topic")?)? }),
             "carry" => Command::Carry(Carry { waiting: Waiting::Delayed(delay_id(words)?), record: body(words) }),
-            "receive" => Command::Receive(Receive {
-                group: self.group(words.need("group")?)?,
-                topic: self.topic(words.need("topic")?)?,
-                max: words.number_or("max", 1)?,
-                invisible_ms: millis(words.value("invisible").unwrap_or("10s"))?,
-                first_queue: QueueId(words.number_or("first", 0)?),
-                attempt: words.value("attempt").map(AttemptKey::new),
-            }),
+            "receive" => self.receive(words)?,
             "ack" => {
                 let group = self.group(words.need("group")?)?;
                 let receipts = words.pairs.iter().filter(|(key, _)| *key == "receipt");
@@ -190,6 +186,24 @@ impl Stage {
             }
             other => return Err(format!("unknown command {other}")),
         })
+    }
+
+    fn receive(&self, words: &Words<'_>) -> Result<Command, String> {
+        let receive = Receive {
+            group: self.group(words.need("group")?)?,
+            topic: self.topic(words.need("topic")?)?,
+            max: words.number_or("max", 1)?,
+            invisible_ms: millis(words.value("invisible").unwrap_or("10s"))?,
+            first_queue: QueueId(words.number_or("first", 0)?),
+            attempt: words.value("attempt").map(AttemptKey::new),
+        };
+        let scans: Vec<Scan> = words.values("scan").map(scan).collect::<Result<_, _>>()?;
+        let verdicts: Vec<Verdict> = words.values("verdict").map(verdict).collect::<Result<_, _>>()?;
+        let filtered = words.flag("filtered") || !verdicts.is_empty();
+        if scans.is_empty() && !filtered {
+            return Ok(Command::Receive(receive));
+        }
+        Ok(Command::ReceiveScanned(ReceiveScanned { receive, scans, verdicts: filtered.then_some(verdicts) }))
     }
 
     fn send(&self, words: &Words<'_>) -> Result<Send, String> {
@@ -307,6 +321,27 @@ impl Stage {
                 let timeout = machine.next_timeout(group, topic).map_or("never".to_owned(), time);
                 format!("ready {} timeout={timeout}", machine.ready(group, topic, now))
             }
+            "again" => {
+                let (group, topic) = group_and_topic()?;
+                let places = machine.again(group, topic, QueueId(words.number_or("first", 0)?), now, 100);
+                let places = places.into_iter().map(|(queue, offset)| format!(" q{queue}@{offset}"));
+                format!("again:{}", places.collect::<String>())
+            }
+            "locked" => {
+                let (group, topic) = group_and_topic()?;
+                let (queue, message_group) = (QueueId(words.number_or("queue", 0)?), MessageGroup::of(words.plain(1)?));
+                format!("locked: {}", machine.is_locked(group, topic, queue, message_group, now))
+            }
+            "cursor" => {
+                let (group, topic) = group_and_topic()?;
+                let cursor = machine.cursor(group, topic, QueueId(words.number_or("queue", 0)?));
+                cursor.map_or("none".to_owned(), |cursor| {
+                    format!(
+                        "next={} end={} flight-room={} waiting-room={}",
+                        cursor.next, cursor.end, cursor.flight_room, cursor.waiting_room
+                    )
+                })
+            }
             "attempt" => {
                 let (group, topic) = group_and_topic()?;
                 let key = AttemptKey::new(words.plain(1)?);
@@ -416,6 +451,10 @@ impl<'a> Words<'a> {
         self.pairs.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
     }
 
+    fn values(&self, key: &str) -> impl Iterator<Item = &'a str> {
+        self.pairs.iter().filter(move |(name, _)| *name == key).map(|(_, value)| *value)
+    }
+
     fn need(&self, key: &str) -> Result<&'a str, String> {
         self.value(key).ok_or_else(|| format!("{} needs {key}=", self.verb))
     }
@@ -426,6 +465,37 @@ impl<'a> Words<'a> {
 
     fn flag(&self, name: &str) -> bool {
         self.plain.contains(&name)
+    }
+}
+
+/// `q0@5:a,-,*`: one word per offset, or `ax100` for a hundred of them.
+fn scan(text: &str) -> Result<Scan, String> {
+    let (place, groups) = text.split_once(':').ok_or("a scan is q0@5:a,-,*")?;
+    let (queue, from) = queue_and_offset(place)?;
+    let mut offset = from;
+    let mut chosen = Vec::new();
+    for word in groups.split(',').filter(|word| !word.is_empty()) {
+        let (name, times) =
+            word.split_once('x').and_then(|(name, times)| Some((name, times.parse().ok()?))).unwrap_or((word, 1));
+        for _ in 0..times {
+            let group = if name == "*" { MessageGroup::NONE } else { MessageGroup::of(name) };
+            if name != "-" {
+                chosen.push(Chosen { offset, group });
+            }
+            offset.0 += 1;
+        }
+    }
+    Ok(Scan { queue, from, end: offset, chosen })
+}
+
+/// `q0@3:yes` or `q0@3:no`.
+fn verdict(text: &str) -> Result<Verdict, String> {
+    let (place, word) = text.split_once(':').ok_or("a verdict is q0@3:no")?;
+    let (queue, offset) = queue_and_offset(place)?;
+    match word {
+        "yes" => Ok(Verdict { queue, offset, wanted: true }),
+        "no" => Ok(Verdict { queue, offset, wanted: false }),
+        other => Err(format!("verdict {other}")),
     }
 }
 

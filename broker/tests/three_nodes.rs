@@ -27,6 +27,9 @@ use tokio::{runtime::Runtime, sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, transport::Channel};
 
+#[path = "three_nodes/order_and_filters.rs"]
+mod order_and_filters;
+
 type Client = MessagingServiceClient<Channel>;
 
 struct Node {

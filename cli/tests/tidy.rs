@@ -74,7 +74,7 @@ const RANKS: [(&str, &[&[&str]]); 3] = [
             &["health"],
             &["registrar"],
             &["leader", "applier"],
-            &["schedule"],
+            &["scan", "schedule"],
             &["replica"],
             &["store"],
             &["session", "waiters"],

@@ -140,6 +140,9 @@ pub(crate) struct Outgoing {
     /// When it becomes visible, in milliseconds since 1970; 0 if at once.
     #[prost(uint64, tag = "5")]
     pub due_ms: u64,
+    /// `machine::MessageGroup` of an ordered message.
+    #[prost(fixed64, optional, tag = "6")]
+    pub message_group: Option<u64>,
 }
 
 /// One result per message, in order.
@@ -204,6 +207,21 @@ pub(crate) struct Receive {
     pub attempt_id: String,
     #[prost(uint64, tag = "6")]
     pub wait_ms: u64,
+    /// Which messages; all without one.
+    #[prost(message, optional, tag = "7")]
+    pub filter: Option<FilterText>,
+    #[prost(string, tag = "8")]
+    pub client_id: String,
+}
+
+/// A filter as the client wrote it.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct FilterText {
+    /// SQL rather than tags.
+    #[prost(bool, tag = "1")]
+    pub sql: bool,
+    #[prost(string, tag = "2")]
+    pub text: String,
 }
 
 /// What was handed out; nothing if there was nothing.
@@ -429,7 +447,14 @@ mod tests {
     #[test]
     fn a_call_survives_the_way_to_the_leader_and_keeps_its_record_uncopied() {
         let record = Bytes::from(vec![7; 4096]);
-        let outgoing = Outgoing { message_id: "ID".into(), body_crc: 1, tag_hash: 2, record, due_ms: 3 };
+        let outgoing = Outgoing {
+            message_id: "ID".into(),
+            body_crc: 1,
+            tag_hash: 2,
+            record,
+            due_ms: 3,
+            message_group: Some(u64::MAX),
+        };
         let call = Send { topic: "t".into(), client_id: "c".into(), messages: vec![outgoing] };
         let request = call.to_request();
         let inside = request.as_ptr_range();

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use quorate_proto::{names::TopicName, time::Timestamp};
-use quorate_raft::ProposeError;
-use tokio::{sync::oneshot, time::Instant};
+use quorate_raft::{LeaderView, ProposeError};
+use tokio::{
+    sync::{futures::Notified, oneshot, watch},
+    time::Instant,
+};
 use tracing::warn;
 
 use super::{
@@ -16,20 +19,23 @@ use super::{
     mismatched,
     names::{GroupFacts, TopicFacts},
     propose::Outcome,
+    scanned::Wanted,
 };
 use crate::{
     machine::{
-        self, AttemptKey, Command, Delivery, GroupId, Handle, QueueId, RecallHandle, Refusal, Reply, SendKey, TopicId,
-        TopicKind,
+        self, AttemptKey, Command, Delivery, GroupId, Handle, MessageGroup, QueueId, RecallHandle, Refusal, Reply,
+        SendKey, TopicId, TopicKind,
     },
     replica::{Applied, Found},
+    scan::Look as _,
+    waiters::Waiter,
 };
 
 /// How soon a receive looks again when a plan came to nothing, so that no mistake of planning becomes a busy loop.
-const SECOND_LOOK: Duration = Duration::from_millis(100);
+pub(super) const SECOND_LOOK: Duration = Duration::from_millis(100);
 
 impl Leader {
-    /// Stores messages of one topic, all in one queue and in their order.
+    /// Stores messages of one topic in their order: each ordered one in the queue of its message group, all others in one queue.
     ///
     /// One result per message. A failure of the whole call is `NotLeader` or `Overloaded` only if no message was handed to the log.
     pub async fn send(&self, call: &Send) -> Result<Sent, Failure> {
@@ -37,10 +43,13 @@ impl Leader {
         for message in &call.messages {
             self.takes(topic.kind, message)?;
         }
-        let queue = self.planner.next_queue(topic.queues);
+        let next_queue = self.planner.next_queue(topic.queues);
+        let queue = |message: &Outgoing| {
+            message.message_group.map_or(next_queue, |group| MessageGroup(group).queue(topic.queues))
+        };
         let mut receipts = Vec::with_capacity(1);
         for part in parts(&call.messages, self.config.limits.batch_bytes_max) {
-            let command = |message: &Outgoing| send_command(topic.id, queue, &call.client_id, message);
+            let command = |message: &Outgoing| send_command(topic.id, queue(message), &call.client_id, message);
             let submitted = self.proposer.submit(part.iter().map(command).collect());
             let failed = submitted.is_err();
             receipts.push(submitted);
@@ -49,7 +58,7 @@ impl Leader {
             }
         }
         if cfg!(feature = "mutant-ack-before-commit") {
-            return Ok(planted_answer(call, queue));
+            return Ok(planted_answer(call, next_queue));
         }
         let applied = together(receipts).await?;
         let replies = applied.into_iter().flat_map(|applied| applied.replies);
@@ -57,16 +66,14 @@ impl Leader {
         Ok(Sent { results: results.collect() })
     }
 
-    /// The topic takes messages of this kind, and this one does not lie too far ahead.
-    fn takes(&self, kind: TopicKind, message: &Outgoing) -> Result<(), Failure> {
-        let delayed = message.due_ms != 0;
-        match kind {
-            TopicKind::Normal if !delayed => return Ok(()),
-            TopicKind::Any if !delayed => return Ok(()),
-            TopicKind::Delay | TopicKind::Any if delayed => {}
-            TopicKind::Normal | TopicKind::Any | TopicKind::Fifo | TopicKind::Delay | TopicKind::Transaction => {
-                return Err(Failure::TopicTakes(kind));
-            }
+    /// The topic takes messages of this kind, and a delayed one does not lie too far ahead.
+    fn takes(&self, takes: TopicKind, message: &Outgoing) -> Result<(), Failure> {
+        let sent = kind(message);
+        if !takes.takes(sent) {
+            return Err(Failure::TopicTakes { takes, sent });
+        }
+        if message.due_ms == 0 {
+            return Ok(());
         }
         let (ahead, max) = (Timestamp(message.due_ms).since(self.clock.now()), self.config.limits.delay_max);
         if ahead > max { Err(Failure::DelayTooLong { ahead, max }) } else { Ok(()) }
@@ -109,27 +116,31 @@ impl Leader {
     pub async fn receive(&self, call: &Receive) -> Result<Received, Failure> {
         let until = Instant::now() + Duration::from_millis(call.wait_ms);
         let (topic, group) = (self.topic(&call.topic).await?, self.consumer_group(&call.group).await?);
-        if group.fifo {
-            return Err(Failure::OrderedGroup);
+        let lane = self.planner.lane(group.id, topic.id);
+        let wanted = Wanted::parse(call)?;
+        wanted.note(&lane, call);
+        if group.fifo || wanted.is_filter() {
+            return self.receive_scanned(call, until, topic, group, &lane, &wanted).await;
         }
         let attempt = AttemptKey::new(&call.attempt_id);
         let max = u16::try_from(call.max).unwrap_or(u16::MAX).max(1);
-        let lane = self.planner.lane(group.id, topic.id);
         let mut leadership = self.group.leader();
         let mut parked = None;
         loop {
             let woken = self.shared.waiters().wait(topic.id, group.id);
             let released = lane.released();
             let now = self.clock.now();
-            let (ready, repeat, timeout) = self.shared.read(|machine| {
+            let (ready, anyway, timeout) = self.shared.read(|machine| {
                 (
                     machine.ready(group.id, topic.id, now),
-                    machine.attempt_in_flight(group.id, topic.id, attempt, now),
+                    // The first receive decides where a group begins that begins at the end.
+                    machine.attempt_in_flight(group.id, topic.id, attempt, now)
+                        || !machine.is_subscribed(group.id, topic.id),
                     machine.next_timeout(group.id, topic.id),
                 )
             });
             let mut look_again = timeout.map(|at| at.since(now).max(SECOND_LOOK / 4));
-            if let Some(claim) = lane.claim(ready, max, topic.queues, repeat) {
+            if let Some(claim) = lane.claim(ready, max, topic.queues, anyway) {
                 let command = Command::Receive(machine::Receive {
                     group: group.id,
                     topic: topic.id,
@@ -151,22 +162,12 @@ impl Leader {
                 parked = Some(self.park()?);
             }
             let again = look_again.map_or(until, |wait| until.min(Instant::now() + wait));
-            tokio::select! {
-                () = woken => {}
-                () = released => {}
-                () = tokio::time::sleep_until(again) => {}
-                changed = leadership.changed() => {
-                    let view = *leadership.borrow_and_update();
-                    if changed.is_err() || !view.serving {
-                        return Err(ProposeError::NotLeader { leader: view.leader }.into());
-                    }
-                }
-            }
+            rest(woken, released, again, &mut leadership).await?;
         }
     }
 
     /// Takes one of the places for receives that wait.
-    fn park(&self) -> Result<impl Drop + use<'_>, Failure> {
+    pub(super) fn park(&self) -> Result<impl Drop + use<'_>, Failure> {
         let max = i64::try_from(self.config.limits.parked_receives_max).unwrap_or(i64::MAX);
         if self.metrics.parked.value() >= max {
             return Err(ProposeError::Overloaded.into());
@@ -175,7 +176,12 @@ impl Leader {
     }
 
     /// Proposes a receive and reads what it handed out.
-    async fn hand_out(&self, command: Command, topic: TopicFacts, group: GroupFacts) -> Result<Received, Failure> {
+    pub(super) async fn hand_out(
+        &self,
+        command: Command,
+        topic: TopicFacts,
+        group: GroupFacts,
+    ) -> Result<Received, Failure> {
         let (reply, Applied { now, .. }) = self.propose_one(command).await?;
         let Reply::Received { deliveries } = reply else { mismatched(&reply) };
         let places: Vec<_> = deliveries.iter().map(|delivery| (delivery.queue, delivery.offset)).collect();
@@ -291,6 +297,36 @@ impl Leader {
     fn handle(&self, text: &str, topic: TopicId, group: GroupId) -> Result<Handle, Refusal> {
         let handle = Handle::parse(text, self.cluster)?;
         if handle.topic == topic && handle.group == group { Ok(handle) } else { Err(Refusal::ReceiptInvalid) }
+    }
+}
+
+/// Waits until there may be something to hand out, or until `again`. Fails when this node does not lead any more.
+pub(super) async fn rest(
+    woken: Waiter,
+    released: Notified<'_>,
+    again: Instant,
+    leadership: &mut watch::Receiver<LeaderView>,
+) -> Result<(), Failure> {
+    tokio::select! {
+        () = woken => {}
+        () = released => {}
+        () = tokio::time::sleep_until(again) => {}
+        changed = leadership.changed() => {
+            let view = *leadership.borrow_and_update();
+            if changed.is_err() || !view.serving {
+                return Err(ProposeError::NotLeader { leader: view.leader }.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Which kind of message it is. The service lets none in that is two at once.
+fn kind(message: &Outgoing) -> TopicKind {
+    match (message.due_ms, message.message_group) {
+        (0, None) => TopicKind::Normal,
+        (0, Some(_)) => TopicKind::Fifo,
+        (_, _) => TopicKind::Delay,
     }
 }
 

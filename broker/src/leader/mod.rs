@@ -9,7 +9,6 @@
 
 pub(crate) mod calls;
 pub(crate) mod clock;
-#[cfg_attr(not(test), expect(dead_code, reason = "receive does not plan by filter yet; remove this line when it does"))]
 pub(crate) mod filter;
 mod messages;
 mod names;
@@ -17,6 +16,7 @@ mod planner;
 pub(crate) mod propose;
 pub(crate) mod pump;
 pub(crate) mod rescue;
+mod scanned;
 mod term;
 pub(crate) mod timer;
 
@@ -43,9 +43,14 @@ pub(crate) enum Failure {
     /// The log did not take it, or may have.
     #[error("{0}")]
     Propose(ProposeError),
-    /// The topic is for messages of another kind.
-    #[error("the topic takes {0:?} messages only; send the message to a topic of its own type or of type ANY")]
-    TopicTakes(TopicKind),
+    /// The topic is for other messages than this one.
+    #[error("the topic takes {} messages only, and this one is {}; send it to a topic of its type", takes.name(), sent.name())]
+    TopicTakes {
+        /// What the topic takes.
+        takes: TopicKind,
+        /// What was sent.
+        sent: TopicKind,
+    },
     /// A delivery timestamp further ahead than is allowed.
     #[error(
         "the delivery timestamp lies {} s ahead, at most {} are allowed; choose an earlier one (limits.delay_max)",
@@ -57,11 +62,9 @@ pub(crate) enum Failure {
         /// How far is allowed.
         max: Duration,
     },
-    /// The consumer group wants its messages in order.
-    #[error(
-        "the consumer group is ordered (FIFO), and ordered delivery is not implemented by this broker; use another group"
-    )]
-    OrderedGroup,
+    /// The filter cannot be read.
+    #[error("{0}")]
+    Filter(filter::FilterError),
     /// A message is stored and could not be read.
     #[error("a stored message could not be read: {0}")]
     Unreadable(String),

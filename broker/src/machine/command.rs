@@ -23,7 +23,7 @@ use super::{
     dedup::SendKey,
     feature::{delay::DelayId, pop::AttemptKey},
     handle::Handle,
-    ids::{GroupId, QueueId, QueueOffset, TopicId},
+    ids::{GroupId, MessageGroup, QueueId, QueueOffset, TopicId},
     record::{PREFIX_BYTES, Record, record_crc},
 };
 
@@ -40,6 +40,7 @@ const PUT_TOPIC: u8 = 7;
 const DROP_TOPIC: u8 = 8;
 const PUT_GROUP: u8 = 9;
 const DROP_GROUP: u8 = 10;
+const RECEIVE_SCANNED: u8 = 11;
 const SEND_DELAYED: u8 = 15;
 const DELIVER: u8 = 16;
 const RECALL: u8 = 17;
@@ -86,6 +87,8 @@ pub enum Command {
     PutGroup(PutGroup),
     /// Remove a consumer group and its progress.
     DropGroup(DropGroup),
+    /// Hand out messages that the leader has looked at.
+    ReceiveScanned(ReceiveScanned),
     /// Store a message that is invisible until a time.
     SendDelayed(SendDelayed),
     /// A delayed message is due: make it visible.
@@ -171,6 +174,51 @@ pub struct Receive {
     pub first_queue: QueueId,
     /// Names this attempt to receive: a repeat gets what is still in flight of the first answer.
     pub attempt: Option<AttemptKey>,
+}
+
+/// Hands out messages of which the leader has read the message groups, or whether a filter wants them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReceiveScanned {
+    /// Who asks, and for how many. With `max` 0 only the cursors go on.
+    pub receive: Receive,
+    /// What was read ahead of the cursors, in the order in which it is to be handed out; at most one per queue.
+    pub scans: Vec<Scan>,
+    /// With a filter: what it says of messages that were handed out or passed before. Others of those are not handed out, and what
+    /// is not wanted is done. `None` without a filter: all are wanted.
+    pub verdicts: Option<Vec<Verdict>>,
+}
+
+/// What the leader read in a queue: true for ever, since what stands at an offset never changes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Scan {
+    /// The queue.
+    pub queue: QueueId,
+    /// First offset that was looked at.
+    pub from: QueueOffset,
+    /// Behind the last one.
+    pub end: QueueOffset,
+    /// Those that are wanted, by offset. All others between `from` and `end` are not.
+    pub chosen: Vec<Chosen>,
+}
+
+/// A message that is wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Chosen {
+    /// Its offset.
+    pub offset: QueueOffset,
+    /// Its message group; of no meaning for a consumer group without order.
+    pub group: MessageGroup,
+}
+
+/// What a filter says of a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Verdict {
+    /// Its queue.
+    pub queue: QueueId,
+    /// Its offset.
+    pub offset: QueueOffset,
+    /// The filter wants it.
+    pub wanted: bool,
 }
 
 /// Says that deliveries are done.
@@ -290,6 +338,22 @@ pub struct DropGroup {
 }
 
 impl TopicKind {
+    /// What RocketMQ calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "NORMAL",
+            Self::Fifo => "FIFO",
+            Self::Delay => "DELAY",
+            Self::Transaction => "TRANSACTION",
+            Self::Any => "MIXED",
+        }
+    }
+
+    /// A topic of this kind takes messages of that one.
+    pub fn takes(self, message: Self) -> bool {
+        self == Self::Any || self == message
+    }
+
     /// Back from its persisted number.
     pub fn from_number(number: u8) -> Option<Self> {
         [Self::Normal, Self::Fifo, Self::Delay, Self::Transaction, Self::Any]
@@ -358,7 +422,12 @@ impl Command {
                 let Waiting::Delayed(_) = carry.waiting;
                 1 + 1 + DelayId::BYTES + RECORD_HEAD_BYTES + carry.record.bytes().len()
             }
-            Self::Receive(receive) => 1 + 4 + 4 + 2 + 8 + 2 + 1 + if receive.attempt.is_some() { 16 } else { 0 },
+            Self::Receive(receive) => 1 + receive.encoded_len(),
+            Self::ReceiveScanned(scanned) => {
+                let scans: usize = scanned.scans.iter().map(Scan::encoded_len).sum();
+                let verdicts = scanned.verdicts.as_ref().map_or(0, |verdicts| 4 + verdicts.len() * Verdict::BYTES);
+                1 + scanned.receive.encoded_len() + 4 + scans + 1 + verdicts
+            }
             Self::Ack(ack) => 1 + 4 + 4 + ack.entries.len() * Handle::BYTES,
             Self::ChangeInvisible(_) => 1 + 4 + Handle::BYTES + 8 + 1,
             Self::CommitOffset(_) | Self::ResetOffset(_) => 1 + 4 + 4 + 2 + 8,
@@ -401,15 +470,11 @@ impl Command {
             }
             Self::Receive(receive) => {
                 out.put_u8(RECEIVE);
-                out.put_u32_le(receive.group.0);
-                out.put_u32_le(receive.topic.0);
-                out.put_u16_le(receive.max);
-                out.put_u64_le(receive.invisible_ms);
-                out.put_u16_le(receive.first_queue.0);
-                out.put_u8(u8::from(receive.attempt.is_some()));
-                if let Some(attempt) = receive.attempt {
-                    out.put_u128_le(attempt.0);
-                }
+                receive.encode(out);
+            }
+            Self::ReceiveScanned(scanned) => {
+                out.put_u8(RECEIVE_SCANNED);
+                scanned.encode(out);
             }
             Self::Ack(ack) => {
                 out.put_u8(ACK);
@@ -465,14 +530,8 @@ impl Command {
         let at = reader.at();
         let command = match reader.u8()? {
             SEND => Self::Send(decode_send(now, reader)?),
-            RECEIVE => Self::Receive(Receive {
-                group: GroupId(reader.u32()?),
-                topic: TopicId(reader.u32()?),
-                max: reader.u16()?,
-                invisible_ms: reader.u64()?,
-                first_queue: QueueId(reader.u16()?),
-                attempt: if reader.flag()? { Some(AttemptKey(reader.u128()?)) } else { None },
-            }),
+            RECEIVE => Self::Receive(Receive::decode(reader)?),
+            RECEIVE_SCANNED => Self::ReceiveScanned(ReceiveScanned::decode(reader)?),
             ACK => {
                 let group = GroupId(reader.u32()?);
                 let count = reader.count(Handle::BYTES)?;
@@ -526,6 +585,108 @@ impl Command {
         };
         Ok(command)
     }
+}
+
+impl Receive {
+    fn encoded_len(&self) -> usize {
+        4 + 4 + 2 + 8 + 2 + 1 + if self.attempt.is_some() { 16 } else { 0 }
+    }
+
+    fn encode(&self, out: &mut BytesMut) {
+        out.put_u32_le(self.group.0);
+        out.put_u32_le(self.topic.0);
+        out.put_u16_le(self.max);
+        out.put_u64_le(self.invisible_ms);
+        out.put_u16_le(self.first_queue.0);
+        out.put_u8(u8::from(self.attempt.is_some()));
+        if let Some(attempt) = self.attempt {
+            out.put_u128_le(attempt.0);
+        }
+    }
+
+    fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(Self {
+            group: GroupId(reader.u32()?),
+            topic: TopicId(reader.u32()?),
+            max: reader.u16()?,
+            invisible_ms: reader.u64()?,
+            first_queue: QueueId(reader.u16()?),
+            attempt: if reader.flag()? { Some(AttemptKey(reader.u128()?)) } else { None },
+        })
+    }
+}
+
+impl ReceiveScanned {
+    fn encode(&self, out: &mut BytesMut) {
+        let count = |len: usize| u32::try_from(len).expect("what one receive looks at is bounded");
+        self.receive.encode(out);
+        out.put_u32_le(count(self.scans.len()));
+        for scan in &self.scans {
+            out.put_u16_le(scan.queue.0);
+            out.put_u64_le(scan.from.0);
+            out.put_u64_le(scan.end.0);
+            out.put_u32_le(count(scan.chosen.len()));
+            for chosen in &scan.chosen {
+                out.put_u32_le(count((chosen.offset.0 - scan.from.0) as usize));
+                out.put_u64_le(chosen.group.0);
+            }
+        }
+        out.put_u8(u8::from(self.verdicts.is_some()));
+        if let Some(verdicts) = &self.verdicts {
+            out.put_u32_le(count(verdicts.len()));
+            for verdict in verdicts {
+                out.put_u16_le(verdict.queue.0);
+                out.put_u64_le(verdict.offset.0);
+                out.put_u8(u8::from(verdict.wanted));
+            }
+        }
+    }
+
+    fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+        let receive = Receive::decode(reader)?;
+        let count = reader.count(Scan::BYTES_MIN)?;
+        let scans = (0..count).map(|_| Scan::decode(reader)).collect::<Result<_, _>>()?;
+        let verdicts = if reader.flag()? {
+            let count = reader.count(Verdict::BYTES)?;
+            let verdict = |reader: &mut Reader| {
+                let (queue, offset) = (QueueId(reader.u16()?), QueueOffset(reader.u64()?));
+                Ok(Verdict { queue, offset, wanted: reader.flag()? })
+            };
+            Some((0..count).map(|_| verdict(reader)).collect::<Result<_, DecodeError>>()?)
+        } else {
+            None
+        };
+        Ok(Self { receive, scans, verdicts })
+    }
+}
+
+impl Scan {
+    /// Bytes of one that chose nothing.
+    const BYTES_MIN: usize = 2 + 8 + 8 + 4;
+    const CHOSEN_BYTES: usize = 4 + 8;
+
+    fn encoded_len(&self) -> usize {
+        Self::BYTES_MIN + self.chosen.len() * Self::CHOSEN_BYTES
+    }
+
+    fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+        let (queue, from, end) = (QueueId(reader.u16()?), QueueOffset(reader.u64()?), QueueOffset(reader.u64()?));
+        let mut chosen = Vec::new();
+        let mut behind = from.0;
+        for _ in 0..reader.count(Self::CHOSEN_BYTES)? {
+            let step = u64::from(reader.u32()?);
+            let group = MessageGroup(reader.u64()?);
+            let offset = from.0.checked_add(step).filter(|offset| *offset >= behind && *offset < end.0);
+            let offset = offset.ok_or_else(|| reader.error("a scan chose an offset that it did not look at"))?;
+            behind = offset + 1;
+            chosen.push(Chosen { offset: QueueOffset(offset), group });
+        }
+        Ok(Self { queue, from, end, chosen })
+    }
+}
+
+impl Verdict {
+    const BYTES: usize = 2 + 8 + 1;
 }
 
 fn decode_send(now: Timestamp, reader: &mut Reader) -> Result<Send, DecodeError> {

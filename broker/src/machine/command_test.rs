@@ -88,18 +88,64 @@ fn the_bytes_of_a_batch_are_what_they_were() {
     assert_eq!(Batch::decode(sample.into()).map(without_places), Ok(batch()));
 }
 
+/// What the leader read ahead, with and without a filter.
+fn scanned() -> Batch {
+    let receive = Receive {
+        group: GroupId(1),
+        topic: TopicId(2),
+        max: 32,
+        invisible_ms: 60_000,
+        first_queue: QueueId(3),
+        attempt: Some(AttemptKey(11)),
+    };
+    let chosen = |offset, group| Chosen { offset: QueueOffset(offset), group: MessageGroup(group) };
+    let (from, end) = (QueueOffset(7), QueueOffset(1 << 40));
+    let scans = vec![
+        Scan { queue: QueueId(0), from, end, chosen: vec![chosen(7, 5), chosen(8, 6), chosen(9_000, 5)] },
+        Scan { queue: QueueId(1), from, end, chosen: Vec::new() },
+    ];
+    let verdict = |offset, wanted| Verdict { queue: QueueId(1), offset: QueueOffset(offset), wanted };
+    let verdicts = vec![verdict(3, true), verdict(4, false)];
+    let now = Timestamp(1_700_000_000_000);
+    let plain = ReceiveScanned { receive: receive.clone(), scans: scans.clone(), verdicts: None };
+    let filtered = ReceiveScanned { receive, scans, verdicts: Some(verdicts) };
+    Batch { now, commands: vec![Command::ReceiveScanned(plain), Command::ReceiveScanned(filtered)] }
+}
+
+#[test]
+fn the_bytes_of_what_was_read_ahead_are_what_they_were() {
+    let sample = sample("batch-scanned-2.bin", &scanned().encode());
+    assert_eq!(scanned().encode()[..], sample[..], "the format has changed; a new version needs a new number");
+    assert_eq!(Batch::decode(sample.into()), Ok(scanned()));
+}
+
+#[test]
+fn a_scan_that_chose_what_it_did_not_look_at_is_refused() {
+    let bad = |change: fn(&mut Scan)| {
+        let mut batch = scanned();
+        let Some(Command::ReceiveScanned(receive)) = batch.commands.first_mut() else { panic!("a scan") };
+        change(&mut receive.scans[0]);
+        Batch::decode(batch.encode()).map(drop)
+    };
+    assert_eq!(bad(|_| {}), Ok(()));
+    assert!(bad(|scan| scan.end = QueueOffset(9_000)).is_err(), "behind the end");
+    assert!(bad(|scan| scan.chosen.swap(0, 1)).is_err(), "not in order");
+    assert!(bad(|scan| scan.chosen[1] = scan.chosen[0]).is_err(), "twice");
+}
+
 #[test]
 fn every_cut_and_every_flipped_byte_is_an_error_or_another_batch_and_never_a_panic() {
-    let payload = batch().encode();
-    for len in 0..payload.len() {
-        assert!(Batch::decode(payload.slice(..len)).is_err(), "cut at {len}");
-    }
-    for at in 0..payload.len() {
-        for flip in [1, 0x80, 0xFF] {
-            let mut bytes = payload.to_vec();
-            bytes[at] ^= flip;
-            if let Ok(other) = Batch::decode(bytes.clone().into()) {
-                assert_eq!(other.encode()[..], bytes[..], "byte {at}: decoded to something else than it says");
+    for payload in [batch().encode(), scanned().encode()] {
+        for len in 0..payload.len() {
+            assert!(Batch::decode(payload.slice(..len)).is_err(), "cut at {len}");
+        }
+        for at in 0..payload.len() {
+            for flip in [1, 0x80, 0xFF] {
+                let mut bytes = payload.to_vec();
+                bytes[at] ^= flip;
+                if let Ok(other) = Batch::decode(bytes.clone().into()) {
+                    assert_eq!(other.encode()[..], bytes[..], "byte {at}: decoded to something else than it says");
+                }
             }
         }
     }

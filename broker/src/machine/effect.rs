@@ -138,6 +138,12 @@ pub enum Refusal {
         /// Its number.
         id: GroupId,
     },
+    /// Whether a consumer group wants order can change only while it has nothing in flight.
+    #[error("the consumer group has messages in flight; its order can change when all are acknowledged")]
+    GroupInUse {
+        /// Its number.
+        id: GroupId,
+    },
     /// No queue, or more than a topic may have.
     #[error("a topic has 1 to {max} queues")]
     QueueCount {

@@ -127,6 +127,9 @@ impl Groups {
             if !same && !put.replace {
                 return Err(Refusal::GroupExists { id: group.id });
             }
+            if group.fifo != put.fifo && !group.subscriptions.values().all(Subscription::is_idle) {
+                return Err(Refusal::GroupInUse { id: group.id });
+            }
             self.autos -= u32::from(group.auto);
             (group.auto, group.fifo, group.start) = (false, put.fifo, put.start);
             return Ok(group.id);
@@ -194,7 +197,7 @@ impl Groups {
         reader: &mut Reader,
     ) -> Result<(), DecodeError> {
         let group = self.by_id.get_mut(&group).ok_or_else(|| reader.error("progress of an unknown group"))?;
-        let subscription = Subscription::load(topic, issued, reader)?;
+        let subscription = Subscription::load(topic, group.fifo, issued, reader)?;
         match group.subscriptions.insert(topic.id(), subscription) {
             None => Ok(()),
             Some(_) => Err(reader.error("a group's progress in a topic stands twice")),

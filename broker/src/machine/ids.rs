@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use md5::{Digest, Md5};
+
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
@@ -36,4 +38,30 @@ number! {
     /// The number of a delivery. Every hand-out and every changed receipt gets the next one, over all groups and topics,
     /// so a larger serial is always the later word about a message.
     Serial(u64)
+}
+
+number! {
+    /// A message group by its digest: what an ordered consumer group tells apart. Two names of one digest would only be ordered
+    /// more than they ask for.
+    MessageGroup(u64)
+}
+
+impl MessageGroup {
+    /// All messages of a queue that name no message group: one lane per queue.
+    pub const NONE: Self = Self(0);
+
+    /// The digest of a message group's name: the first 8 bytes of its MD5, little endian. An empty name is none.
+    pub fn of(name: &str) -> Self {
+        if name.is_empty() {
+            return Self::NONE;
+        }
+        let digest: [u8; 16] = Md5::digest(name).into();
+        Self(u128::from_le_bytes(digest) as u64)
+    }
+
+    /// The queue of a topic with `queues` of them that messages of this group stand in.
+    pub fn queue(self, queues: u16) -> QueueId {
+        let place = self.0 % u64::from(queues.max(1));
+        QueueId(u16::try_from(place).expect("less than a u16"))
+    }
 }

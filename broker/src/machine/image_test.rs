@@ -2,8 +2,8 @@ use quorate_proto::names::{GroupName, TopicName};
 
 use super::*;
 use crate::machine::{
-    Ack, AttemptKey, Command, PutGroup, PutTopic, QueueId, Recall, Receive, Reply, Send, SendDelayed, SendKey, StartAt,
-    TopicKind, codec::sample,
+    Ack, AttemptKey, Chosen, Command, MessageGroup, PutGroup, PutTopic, QueueId, QueueOffset, Recall, Receive,
+    ReceiveScanned, Reply, Scan, Send, SendDelayed, SendKey, StartAt, TopicKind, codec::sample,
 };
 
 /// A machine with something in every field.
@@ -21,9 +21,10 @@ fn machine() -> Machine {
             Command::PutTopic(PutTopic { name, queues: 2, kind: TopicKind::Any, auto: true, replace: false }),
         );
     }
-    for (name, start) in [("g", StartAt::First), ("h", StartAt::Last)] {
+    for (name, start, fifo) in [("g", StartAt::First, false), ("h", StartAt::Last, false), ("o", StartAt::First, true)]
+    {
         let name = GroupName::parse(name).expect("a name");
-        apply(&mut machine, Command::PutGroup(PutGroup { name, fifo: false, start, auto: true, replace: false }));
+        apply(&mut machine, Command::PutGroup(PutGroup { name, fifo, start, auto: true, replace: false }));
     }
     for number in 0..12u32 {
         let (topic, queue) = (TopicId(number % 2), QueueId((number / 2 % 2) as u16));
@@ -59,6 +60,20 @@ fn machine() -> Machine {
         if let Some(delivery) = deliveries.first() {
             apply(&mut machine, Command::Ack(Ack { group: GroupId(group), entries: vec![delivery.handle] }));
         }
+    }
+    for (max, groups) in [(2, [1, 2, 1]), (2, [0, 1, 1])] {
+        let receive = Receive {
+            group: GroupId(2),
+            topic: TopicId(0),
+            max,
+            invisible_ms: 10_000,
+            first_queue: QueueId(1),
+            attempt: None,
+        };
+        let choose = |(offset, group)| Chosen { offset: QueueOffset(offset), group: MessageGroup(group) };
+        let chosen = (0..).zip(groups).map(choose).collect();
+        let scan = Scan { queue: QueueId(1), from: QueueOffset(0), end: QueueOffset(3), chosen };
+        apply(&mut machine, Command::ReceiveScanned(ReceiveScanned { receive, scans: vec![scan], verdicts: None }));
     }
     machine
 }

@@ -31,23 +31,24 @@ use quorate_proto::{
 use quorate_raft::Position;
 
 pub use command::{
-    Ack, Batch, Carry, ChangeInvisible, Command, CommitOffset, Deliver, DropGroup, DropTopic, PutGroup, PutTopic,
-    Recall, Receive, ResetOffset, Send, SendDelayed, StartAt, TopicKind, Waiting,
+    Ack, Batch, Carry, ChangeInvisible, Chosen, Command, CommitOffset, Deliver, DropGroup, DropTopic, PutGroup,
+    PutTopic, Recall, Receive, ReceiveScanned, ResetOffset, Scan, Send, SendDelayed, StartAt, TopicKind, Verdict,
+    Waiting,
 };
 pub use dedup::{DedupStats, SendKey};
 pub use effect::{Delivery, Effect, Refusal, Reply};
 pub use feature::delay::{DelayId, DelayStats, Pending};
-pub use feature::pop::AttemptKey;
+pub use feature::pop::{AttemptKey, Cursor};
 pub use groups::Group;
 pub use handle::{ClusterHash, Handle, RecallHandle};
-pub use ids::{GroupId, QueueId, QueueOffset, Serial, TopicId};
+pub use ids::{GroupId, MessageGroup, QueueId, QueueOffset, Serial, TopicId};
 pub use record::{Pointer, Record, StoredRecord, tag_hash};
 pub use topics::Topic;
 
 use dedup::{Dedup, Place};
 use feature::{
     delay::Delay,
-    pop::{Subscription, start_offset},
+    pop::{IN_FLIGHT_MAX, Settled, Subscription, WAITING_MAX, start_offset},
 };
 use groups::Groups;
 use topics::Topics;
@@ -102,7 +103,7 @@ impl Machine {
         let result = match command {
             Command::Send(send) => self.send(&send, payload, effects),
             Command::Receive(receive) => self.receive(&receive),
-            Command::Ack(ack) => self.ack(&ack),
+            Command::Ack(ack) => self.ack(&ack, effects),
             Command::ChangeInvisible(change) => self.change_invisible(&change, effects),
             Command::CommitOffset(commit) => self.commit_offset(&commit),
             Command::ResetOffset(reset) => self.reset_offset(&reset, effects),
@@ -110,6 +111,7 @@ impl Machine {
             Command::DropTopic(drop) => self.drop_topic(drop.topic, effects),
             Command::PutGroup(put) => self.groups.put(&put).map(|id| Reply::Group { id }),
             Command::DropGroup(drop) => self.groups.drop_group(drop.group).map(|()| Reply::Done),
+            Command::ReceiveScanned(scanned) => self.receive_scanned(&scanned),
             Command::SendDelayed(delayed) => self.send_delayed(&delayed, payload, effects),
             Command::Deliver(deliver) => self.deliver(&deliver, payload, effects),
             Command::Recall(recall) => self.delay.recall(recall.id, recall.topic).map(|()| Reply::Done),
@@ -131,11 +133,11 @@ impl Machine {
     /// The floor has moved: what lies below it is not kept any more. Progress behind it jumps forward.
     pub fn floor(&mut self, floor: Position, effects: &mut Vec<Effect>) {
         while self.borders.pop_front_if(|(border, _)| *border <= floor).is_some() {}
-        let groups = &mut self.groups;
+        let (groups, now) = (&mut self.groups, self.now);
         self.topics.floor(floor, |topic, queue, min| {
             for group in groups.iter_mut() {
                 if let Some(subscription) = group.subscription_mut(topic) {
-                    subscription.commit(queue, min.0);
+                    subscription.commit(queue, min.0, now);
                 }
             }
             effects.push(Effect::MinMoved { topic, queue, min });
@@ -202,17 +204,41 @@ impl Machine {
     fn receive(&mut self, receive: &Receive) -> Result<Reply, Refusal> {
         let topic = self.topics.by_id(receive.topic).ok_or(Refusal::TopicNotFound)?;
         let group = self.groups.by_id_mut(receive.group).ok_or(Refusal::GroupNotFound)?;
-        let deliveries = group.subscribe(topic).receive(receive, topic, self.now, &mut self.issued);
+        let (fifo, subscription) = (group.is_fifo(), group.subscribe(topic));
+        let deliveries = if fifo {
+            // Nobody has looked at what is new, so it cannot be put in order: what was handed out before is all there is.
+            let scanned = ReceiveScanned { receive: receive.clone(), scans: Vec::new(), verdicts: None };
+            subscription.receive_scanned(&scanned, topic, true, self.now, &mut self.issued)
+        } else {
+            subscription.receive(receive, topic, self.now, &mut self.issued)
+        };
         self.totals.delivered += deliveries.len() as u64;
         Ok(Reply::Received { deliveries })
     }
 
-    fn ack(&mut self, ack: &Ack) -> Result<Reply, Refusal> {
+    fn receive_scanned(&mut self, scanned: &ReceiveScanned) -> Result<Reply, Refusal> {
+        let topic = self.topics.by_id(scanned.receive.topic).ok_or(Refusal::TopicNotFound)?;
+        let group = self.groups.by_id_mut(scanned.receive.group).ok_or(Refusal::GroupNotFound)?;
+        let (fifo, subscription) = (group.is_fifo(), group.subscribe(topic));
+        let deliveries = subscription.receive_scanned(scanned, topic, fifo, self.now, &mut self.issued);
+        self.totals.delivered += deliveries.len() as u64;
+        Ok(Reply::Received { deliveries })
+    }
+
+    fn ack(&mut self, ack: &Ack, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
         let group = self.groups.by_id_mut(ack.group).ok_or(Refusal::GroupNotFound)?;
         let mut acked = 0;
         let results = ack.entries.iter().map(|handle| {
             let subscription = held_by(group, handle)?;
-            acked += u64::from(subscription.ack(handle, self.issued)?);
+            match subscription.ack(handle, self.now, self.issued)? {
+                Settled::Before => {}
+                Settled::Now { freed } => {
+                    acked += 1;
+                    if freed {
+                        effects.push(Effect::Visible { group: handle.group, topic: handle.topic });
+                    }
+                }
+            }
             Ok(())
         });
         let results = results.collect();
@@ -230,14 +256,16 @@ impl Machine {
     }
 
     fn commit_offset(&mut self, commit: &CommitOffset) -> Result<Reply, Refusal> {
+        let now = self.now;
         let subscription = self.subscription_at(commit.group, commit.topic, commit.queue, commit.offset)?;
-        subscription.commit(commit.queue, commit.offset.0);
+        subscription.commit(commit.queue, commit.offset.0, now);
         Ok(Reply::Done)
     }
 
     fn reset_offset(&mut self, reset: &ResetOffset, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        let now = self.now;
         let subscription = self.subscription_at(reset.group, reset.topic, reset.queue, reset.offset)?;
-        subscription.reset(reset.queue, reset.offset.0);
+        subscription.reset(reset.queue, reset.offset.0, now);
         effects.push(Effect::Visible { group: reset.group, topic: reset.topic });
         Ok(Reply::Done)
     }
@@ -316,18 +344,71 @@ impl Machine {
 
     /// How many messages a receive at `now` could hand out; 0 for an unknown group or topic.
     ///
-    /// Counts no more than some hundreds of timed-out ones per queue, so the cost follows the number of queues.
+    /// Counts no more than some hundreds of timed-out ones per queue, so the cost follows the number of queues. For a group that wants
+    /// order it is a bound: what is new may belong to a message group that is under way.
     pub fn ready(&self, group: GroupId, topic: TopicId, now: Timestamp) -> u64 {
         let (Some(topic), Some(group)) = (self.topics.by_id(topic), self.groups.by_id(group)) else { return 0 };
         match group.subscription(topic.id()) {
-            Some(subscription) => subscription.ready(topic, now),
+            Some(subscription) => subscription.ready(topic, group.is_fifo(), now),
             None => topic.ranges().map(|(min, end)| end - start_offset((min, end), group.start())).sum(),
         }
     }
 
     /// When the next hidden message becomes visible to the group; that may have passed already.
     pub fn next_timeout(&self, group: GroupId, topic: TopicId) -> Option<Timestamp> {
-        self.groups.by_id(group)?.subscription(topic)?.next_timeout()
+        let group = self.groups.by_id(group)?;
+        group.subscription(topic)?.next_timeout(group.is_fifo())
+    }
+
+    /// The group has received from the topic before.
+    pub fn is_subscribed(&self, group: GroupId, topic: TopicId) -> bool {
+        self.groups.by_id(group).is_some_and(|group| group.subscription(topic).is_some())
+    }
+
+    /// Where a group stands in a queue, or would begin; `None` without such a group, topic or queue.
+    pub fn cursor(&self, group: GroupId, topic: TopicId, queue: QueueId) -> Option<Cursor> {
+        let (group, topic) = (self.groups.by_id(group)?, self.topics.by_id(topic)?);
+        let (min, end) = topic.range(queue)?;
+        let subscription = group.subscription(topic.id());
+        let begins = || match subscription {
+            // A queue that the topic has got since; see `Subscription::grow`.
+            Some(_) => min.0,
+            None => start_offset((min.0, end.0), group.start()),
+        };
+        let known = subscription.and_then(|subscription| subscription.cursor(queue, end.0));
+        Some(known.unwrap_or_else(|| Cursor {
+            next: QueueOffset(begins()),
+            end,
+            flight_room: IN_FLIGHT_MAX,
+            waiting_room: WAITING_MAX,
+        }))
+    }
+
+    /// At most `max` messages that were handed out or passed before and that a receive at `now` could hand out, in its order.
+    pub fn again(
+        &self,
+        group: GroupId,
+        topic: TopicId,
+        first: QueueId,
+        now: Timestamp,
+        max: usize,
+    ) -> Vec<(QueueId, QueueOffset)> {
+        let Some(group) = self.groups.by_id(group) else { return Vec::new() };
+        let subscription = group.subscription(topic);
+        subscription.map_or_else(Vec::new, |subscription| subscription.again(group.is_fifo(), first, now, max))
+    }
+
+    /// A batch of the message group is in flight and hidden at `now`, so nothing of it may go out.
+    pub fn is_locked(
+        &self,
+        group: GroupId,
+        topic: TopicId,
+        queue: QueueId,
+        message_group: MessageGroup,
+        now: Timestamp,
+    ) -> bool {
+        let subscription = self.groups.by_id(group).and_then(|group| group.subscription(topic));
+        subscription.is_some_and(|subscription| subscription.is_locked(queue, message_group, now))
     }
 
     /// A receive at `now` under this attempt key would get deliveries again that are still in flight.

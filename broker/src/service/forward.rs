@@ -207,9 +207,9 @@ impl Dispatch {
             }
             failure @ (Failure::Propose(ProposeError::TooLarge(_))
             | Failure::Refused(_)
-            | Failure::TopicTakes(_)
+            | Failure::TopicTakes { .. }
             | Failure::DelayTooLong { .. }
-            | Failure::OrderedGroup
+            | Failure::Filter(_)
             | Failure::Unreadable(_)) => Try::Ended(Undone::Refused(failure.into())),
         }
     }

@@ -103,7 +103,7 @@ impl Service {
         let queue = request.message_queue.as_ref();
         let topic = validate::topic(queue.and_then(|queue| queue.topic.as_ref()), &client.namespace)?;
         let group = validate::group(request.group.as_ref(), &client.namespace)?;
-        validate::filter(request.filter_expression.as_ref())?;
+        let filter = validate::filter(request.filter_expression.as_ref())?;
         let max = validate::batch_size(request.batch_size, limits)?;
         let wait = validate::long_poll(request.long_polling_timeout.as_ref())?;
         let attempt_id = validate::attempt_id(request.attempt_id.as_deref())?;
@@ -120,6 +120,8 @@ impl Service {
             // Two clients may choose the same id, so theirs are kept apart.
             attempt_id: attempt_id.map_or_else(|| self.attempt_id(), |id| format!("{client_id}/{id}")),
             wait_ms: 0,
+            filter,
+            client_id: client_id.to_owned(),
         };
         Ok(Wish { call, wait, renewed_for: request.auto_renew.then(|| client_id.to_owned()) })
     }

@@ -13,6 +13,9 @@
 //! of `hidden` and hands it out again, one attempt later and under a new serial; a receipt whose serial is not the latest
 //! one has expired, while a late ack by the holder who is still the last one counts.
 //!
+//! A receive of messages that the leader has looked at (filtered, or in order) is the matter of [`scanned`], and which message groups
+//! are under way for a consumer group that wants order, of [`order`].
+//!
 //! A receive may carry an attempt key; a repeat of the key is answered with what is still in flight of the first answer (see
 //! [`attempts`]), so an answer that was lost on its way costs nobody a wait.
 //!
@@ -20,6 +23,8 @@
 //! revive topic, here they are state.
 
 mod attempts;
+mod order;
+mod scanned;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,21 +34,24 @@ use quorate_proto::time::Timestamp;
 use crate::machine::{
     QueueProgress,
     codec::{DecodeError, Reader},
-    command::{Receive, StartAt},
+    command::{Receive, ReceiveScanned, StartAt},
     effect::{Delivery, Refusal},
     handle::Handle,
-    ids::{GroupId, QueueId, QueueOffset, Serial, TopicId},
+    ids::{GroupId, MessageGroup, QueueId, QueueOffset, Serial, TopicId},
     topics::{QUEUES_MAX, Topic},
 };
 
 pub use attempts::AttemptKey;
 use attempts::Attempts;
+use order::Order;
+pub use order::WAITING_MAX;
+use scanned::{Batches, Verdicts};
 
 /// Most messages in flight per consumer group and queue; beyond it a queue hands out nothing new.
 pub const IN_FLIGHT_MAX: usize = 65_536;
 
-/// [`Subscription::ready`] counts at most this many timed-out messages per queue.
-const DUE_COUNTED_MAX: usize = 256;
+/// [`Subscription::ready`] counts at most this many timed-out or waiting messages per queue.
+const COUNTED_MAX: usize = 256;
 
 /// Where a consumer group stands in a topic.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,6 +66,21 @@ struct Progress {
     next: u64,
     in_flight: BTreeMap<u64, Flight>,
     hidden: BTreeSet<(Timestamp, u64)>,
+    /// Empty for a group that does not want order; else everything in flight is in it.
+    order: Order,
+}
+
+/// Where a group stands in a queue, as the leader needs it to read ahead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cursor {
+    /// First offset that the group has not come to.
+    pub next: QueueOffset,
+    /// Behind the last message.
+    pub end: QueueOffset,
+    /// How many more messages may be in flight.
+    pub flight_room: usize,
+    /// How many more messages may wait for their message group.
+    pub waiting_room: usize,
 }
 
 /// A message that somebody holds, or held and lost by time.
@@ -66,6 +89,14 @@ struct Flight {
     visible_at: Timestamp,
     serial: Serial,
     attempt: u32,
+}
+
+/// What an ack came to.
+pub(crate) enum Settled {
+    /// The message was done already.
+    Before,
+    /// The message is done now; `freed` if that lets its message group go on.
+    Now { freed: bool },
 }
 
 /// What a receipt handle is worth.
@@ -103,23 +134,64 @@ impl Subscription {
             }
         }
         let first_serial = *issued;
-        let mut hand_out = HandOut {
-            group: receive.group,
-            topic: receive.topic,
-            visible_at: Timestamp(now.0.saturating_add(receive.invisible_ms)),
-            max: usize::from(receive.max),
-            issued,
-            deliveries: Vec::new(),
-        };
+        let mut hand_out = HandOut::new(receive, now, issued);
         let count = self.queues.len();
-        let rotation = || (0..count).map(move |step| (usize::from(receive.first_queue.0) + step) % count);
-        for number in rotation() {
+        for number in rotation(count, receive.first_queue) {
             self.queues[number].hand_out_due(QueueId(number as u16), now, &mut hand_out, &mut self.attempts);
         }
         let ends: Vec<u64> = topic.ranges().map(|(_, end)| end).collect();
-        for number in rotation() {
+        for number in rotation(count, receive.first_queue) {
             self.queues[number].hand_out_new(QueueId(number as u16), ends[number], &mut hand_out);
         }
+        self.remember(receive, first_serial, hand_out)
+    }
+
+    /// Hands out what is asked for from what was handed out before and from what the leader found in its scans; in the order of
+    /// message groups if `fifo`. With verdicts, of the former only what is wanted.
+    pub(crate) fn receive_scanned(
+        &mut self,
+        scanned: &ReceiveScanned,
+        topic: &Topic,
+        fifo: bool,
+        now: Timestamp,
+        issued: &mut Serial,
+    ) -> Vec<Delivery> {
+        let ReceiveScanned { receive, scans, verdicts } = scanned;
+        if let Some(key) = receive.attempt {
+            let again = self.in_flight_of(receive.group, receive.topic, key, now);
+            if !again.is_empty() {
+                return again;
+            }
+        }
+        let first_serial = *issued;
+        let mut hand_out = HandOut::new(receive, now, issued);
+        let verdicts = verdicts.as_deref().map(Verdicts::new);
+        let mut batches = Batches::default();
+        for number in rotation(self.queues.len(), receive.first_queue) {
+            let (queue, progress, attempts) = (QueueId(number as u16), &mut self.queues[number], &mut self.attempts);
+            match (fifo, &verdicts) {
+                (true, verdicts) => {
+                    let verdicts = verdicts.as_ref();
+                    progress.hand_out_free(queue, now, verdicts, &mut hand_out, attempts, &mut batches);
+                }
+                (false, None) => progress.hand_out_due(queue, now, &mut hand_out, attempts),
+                (false, Some(verdicts)) => progress.hand_out_wanted(queue, now, verdicts, &mut hand_out, attempts),
+            }
+        }
+        let ends: Vec<u64> = topic.ranges().map(|(_, end)| end).collect();
+        for scan in scans {
+            let number = usize::from(scan.queue.0);
+            let (Some(progress), Some(end)) = (self.queues.get_mut(number), ends.get(number)) else { continue };
+            if fifo {
+                progress.hand_out_scan_in_order(scan, *end, &mut hand_out, &mut batches);
+            } else {
+                progress.hand_out_scan(scan, *end, &mut hand_out);
+            }
+        }
+        self.remember(receive, first_serial, hand_out)
+    }
+
+    fn remember(&mut self, receive: &Receive, first_serial: Serial, hand_out: HandOut<'_>) -> Vec<Delivery> {
         let deliveries = hand_out.deliveries;
         if let Some(key) = receive.attempt {
             self.attempts.remember(key, first_serial, &deliveries);
@@ -127,15 +199,15 @@ impl Subscription {
         deliveries
     }
 
-    /// The message is done. `Ok(true)` if it was not before.
-    pub(crate) fn ack(&mut self, handle: &Handle, issued: Serial) -> Result<bool, Refusal> {
+    /// The message is done.
+    pub(crate) fn ack(&mut self, handle: &Handle, now: Timestamp, issued: Serial) -> Result<Settled, Refusal> {
         let progress = self.queue_mut(handle.queue).ok_or(Refusal::ReceiptInvalid)?;
         match progress.standing(handle, issued)? {
-            Standing::Done => Ok(false),
+            Standing::Done => Ok(Settled::Before),
             Standing::Held(flight) => {
-                progress.settle(handle.offset.0, flight);
+                let freed = progress.settle(handle.offset.0, flight, now);
                 self.attempts.retire(flight.serial);
-                Ok(true)
+                Ok(Settled::Now { freed })
             }
         }
     }
@@ -161,38 +233,73 @@ impl Subscription {
     }
 
     /// Counts everything before `offset` as done; never goes back.
-    pub(crate) fn commit(&mut self, queue: QueueId, offset: u64) {
+    pub(crate) fn commit(&mut self, queue: QueueId, offset: u64, now: Timestamp) {
         let Self { queues, attempts } = self;
         if let Some(progress) = queues.get_mut(usize::from(queue.0)) {
-            progress.forget_below(offset, attempts);
+            progress.forget_below(offset, now, attempts);
             progress.next = progress.next.max(offset);
         }
     }
 
     /// Continues at `offset`; what is in flight is forgotten.
-    pub(crate) fn reset(&mut self, queue: QueueId, offset: u64) {
+    pub(crate) fn reset(&mut self, queue: QueueId, offset: u64, now: Timestamp) {
         let Self { queues, attempts } = self;
         if let Some(progress) = queues.get_mut(usize::from(queue.0)) {
-            progress.forget_below(u64::MAX, attempts);
+            progress.forget_below(u64::MAX, now, attempts);
             progress.next = offset;
         }
     }
 
-    /// What a receive at `now` could hand out; timed-out messages are counted up to a limit per queue.
-    pub(crate) fn ready(&self, topic: &Topic, now: Timestamp) -> u64 {
+    /// What a receive at `now` could hand out; what was handed out before is counted up to a limit per queue. In a group that wants
+    /// order it may be less, since nobody here knows the message groups of what is new.
+    pub(crate) fn ready(&self, topic: &Topic, fifo: bool, now: Timestamp) -> u64 {
         let mut ready = 0u64;
         for (number, (min, end)) in topic.ranges().enumerate() {
             ready += match self.queues.get(number) {
-                Some(progress) => progress.new_count(end) + progress.due(now).take(DUE_COUNTED_MAX).count() as u64,
+                Some(progress) => progress.new_count(end) + progress.again(fifo, now, COUNTED_MAX).len() as u64,
                 None => end - min,
             };
         }
         ready
     }
 
-    /// When the next hidden message becomes visible.
-    pub(crate) fn next_timeout(&self) -> Option<Timestamp> {
-        self.queues.iter().filter_map(|progress| Some(progress.hidden.first()?.0)).min()
+    /// When the next message that was handed out, or waits for its message group, may go out.
+    pub(crate) fn next_timeout(&self, fifo: bool) -> Option<Timestamp> {
+        let next = |progress: &Progress| {
+            if fifo { progress.order.next_free() } else { progress.hidden.first().map(|(at, _)| *at) }
+        };
+        self.queues.iter().filter_map(next).min()
+    }
+
+    /// Messages that were handed out or passed before and that a receive at `now` could hand out, at most `max`.
+    pub(crate) fn again(&self, fifo: bool, first: QueueId, now: Timestamp, max: usize) -> Vec<(QueueId, QueueOffset)> {
+        let mut places = Vec::new();
+        for number in rotation(self.queues.len(), first) {
+            let again = self.queues[number].again(fifo, now, max - places.len());
+            places.extend(again.into_iter().map(|offset| (QueueId(number as u16), QueueOffset(offset))));
+        }
+        places
+    }
+
+    /// Where the group stands in a queue that ends at `end`.
+    pub(crate) fn cursor(&self, queue: QueueId, end: u64) -> Option<Cursor> {
+        let progress = self.queues.get(usize::from(queue.0))?;
+        Some(Cursor {
+            next: QueueOffset(progress.next),
+            end: QueueOffset(end),
+            flight_room: IN_FLIGHT_MAX.saturating_sub(progress.in_flight.len()),
+            waiting_room: WAITING_MAX.saturating_sub(progress.order.waiting_count()),
+        })
+    }
+
+    /// A batch of the message group is in flight and hidden.
+    pub(crate) fn is_locked(&self, queue: QueueId, group: MessageGroup, now: Timestamp) -> bool {
+        self.queues.get(usize::from(queue.0)).is_some_and(|progress| progress.order.is_locked(group, now))
+    }
+
+    /// Nothing is in flight and nothing waits.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queues.iter().all(|progress| progress.in_flight.is_empty() && progress.order.is_empty())
     }
 
     /// What was handed out under `key` and is still hidden.
@@ -219,7 +326,7 @@ impl Subscription {
             committed: QueueOffset(progress.committed()),
             next: QueueOffset(progress.next),
             in_flight: progress.in_flight.len() as u64,
-            behind: end.saturating_sub(progress.next),
+            behind: end.saturating_sub(progress.next) + progress.order.waiting_count() as u64,
         })
     }
 
@@ -246,6 +353,11 @@ fn take_serial(issued: &mut Serial) -> Serial {
     serial
 }
 
+/// The numbers of `count` queues, each once, beginning at `first`.
+fn rotation(count: usize, first: QueueId) -> impl Iterator<Item = usize> {
+    (0..count).map(move |step| (usize::from(first.0) + step) % count)
+}
+
 /// A receive in the making.
 struct HandOut<'a> {
     group: GroupId,
@@ -256,7 +368,13 @@ struct HandOut<'a> {
     deliveries: Vec<Delivery>,
 }
 
-impl HandOut<'_> {
+impl<'a> HandOut<'a> {
+    fn new(receive: &Receive, now: Timestamp, issued: &'a mut Serial) -> Self {
+        let visible_at = Timestamp(now.0.saturating_add(receive.invisible_ms));
+        let (group, topic, max) = (receive.group, receive.topic, usize::from(receive.max));
+        Self { group, topic, visible_at, max, issued, deliveries: Vec::new() }
+    }
+
     fn left(&self) -> usize {
         self.max - self.deliveries.len()
     }
@@ -279,7 +397,8 @@ impl Flight {
 
 impl Progress {
     fn committed(&self) -> u64 {
-        self.in_flight.first_key_value().map_or(self.next, |(offset, _)| *offset)
+        let in_flight = self.in_flight.first_key_value().map_or(self.next, |(offset, _)| *offset);
+        self.order.first_waiting().map_or(in_flight, |waiting| waiting.min(in_flight))
     }
 
     fn new_count(&self, end: u64) -> u64 {
@@ -291,6 +410,15 @@ impl Progress {
         self.hidden.range(..=(now, u64::MAX)).map(|(_, offset)| *offset)
     }
 
+    /// What was handed out or passed before and may go out at `now`, at most `max`.
+    fn again(&self, fifo: bool, now: Timestamp, max: usize) -> Vec<u64> {
+        if fifo {
+            self.order.free(now).flat_map(|group| self.order.places(group)).take(max).collect()
+        } else {
+            self.due(now).take(max).collect()
+        }
+    }
+
     fn hand_out_due(&mut self, queue: QueueId, now: Timestamp, out: &mut HandOut<'_>, attempts: &mut Attempts) {
         if out.left() == 0 || self.hidden.first().is_none_or(|(visible_at, _)| *visible_at > now) {
             return;
@@ -298,18 +426,34 @@ impl Progress {
         let due: Vec<u64> = self.due(now).take(out.left()).collect();
         for offset in due {
             let old = *self.in_flight.get(&offset).expect("what is hidden is in flight");
-            let flight = out.deliver(queue, offset, old.attempt.saturating_add(1));
-            self.hide(offset, old.visible_at, flight);
-            attempts.retire(old.serial);
+            self.deliver_again(queue, offset, old, out, attempts);
         }
+    }
+
+    fn deliver_again(
+        &mut self,
+        queue: QueueId,
+        offset: u64,
+        old: Flight,
+        out: &mut HandOut<'_>,
+        attempts: &mut Attempts,
+    ) {
+        let flight = out.deliver(queue, offset, old.attempt.saturating_add(1));
+        self.hide(offset, old.visible_at, flight);
+        attempts.retire(old.serial);
+    }
+
+    fn deliver_new(&mut self, queue: QueueId, offset: u64, out: &mut HandOut<'_>) -> Flight {
+        let flight = out.deliver(queue, offset, 1);
+        self.in_flight.insert(offset, flight);
+        self.hidden.insert((flight.visible_at, offset));
+        flight
     }
 
     fn hand_out_new(&mut self, queue: QueueId, end: u64, out: &mut HandOut<'_>) {
         let count = self.new_count(end).min(out.left() as u64);
         for offset in self.next..self.next + count {
-            let flight = out.deliver(queue, offset, 1);
-            self.in_flight.insert(offset, flight);
-            self.hidden.insert((flight.visible_at, offset));
+            self.deliver_new(queue, offset, out);
         }
         self.next += count;
     }
@@ -318,11 +462,14 @@ impl Progress {
         self.hidden.remove(&(visible_before, offset));
         self.hidden.insert((flight.visible_at, offset));
         self.in_flight.insert(offset, flight);
+        self.order.hide(offset, flight.visible_at);
     }
 
-    fn settle(&mut self, offset: u64, flight: Flight) {
+    /// The message is done. True if that lets its message group go on.
+    fn settle(&mut self, offset: u64, flight: Flight, now: Timestamp) -> bool {
         self.in_flight.remove(&offset);
         self.hidden.remove(&(flight.visible_at, offset));
+        self.order.settle(offset, now)
     }
 
     fn standing(&self, handle: &Handle, issued: Serial) -> Result<Standing, Refusal> {
@@ -333,13 +480,14 @@ impl Progress {
             Some(flight) if handle.serial == flight.serial => Ok(Standing::Held(*flight)),
             Some(flight) if handle.serial < flight.serial => Err(Refusal::ReceiptExpired),
             Some(_) => Err(Refusal::ReceiptInvalid),
-            None if handle.offset.0 < self.next => Ok(Standing::Done),
+            None if handle.offset.0 < self.next && !self.order.is_waiting(handle.offset.0) => Ok(Standing::Done),
             // The group was set back to before this message since the handle was issued.
             None => Err(Refusal::ReceiptExpired),
         }
     }
 
-    fn forget_below(&mut self, offset: u64, attempts: &mut Attempts) {
+    fn forget_below(&mut self, offset: u64, now: Timestamp, attempts: &mut Attempts) {
+        self.order.settle_below(offset, now);
         while let Some(first) = self.in_flight.first_entry().filter(|first| *first.key() < offset) {
             let (offset, flight) = first.remove_entry();
             self.hidden.remove(&(flight.visible_at, offset));
@@ -360,17 +508,18 @@ impl Subscription {
                 out.put_u64_le(flight.serial.0);
                 out.put_u32_le(flight.attempt);
             }
+            progress.order.save(out);
         }
         self.attempts.save(out);
     }
 
-    pub(crate) fn load(topic: &Topic, issued: Serial, reader: &mut Reader) -> Result<Self, DecodeError> {
-        let count = reader.count(12)?;
+    pub(crate) fn load(topic: &Topic, fifo: bool, issued: Serial, reader: &mut Reader) -> Result<Self, DecodeError> {
+        let count = reader.count(16)?;
         if count > usize::from(QUEUES_MAX.min(topic.queues())) {
             return Err(reader.error("progress in more queues than the topic has"));
         }
         let ends = topic.ranges().map(|(_, end)| end).take(count);
-        let queues = ends.map(|end| Progress::load(end, issued, reader)).collect::<Result<_, _>>()?;
+        let queues = ends.map(|end| Progress::load(end, fifo, issued, reader)).collect::<Result<_, _>>()?;
         let mut subscription = Self { queues, attempts: Attempts::default() };
         let mut in_flight = BTreeMap::new();
         for (queue, progress) in (0..).map(QueueId).zip(&subscription.queues) {
@@ -386,7 +535,7 @@ impl Subscription {
 }
 
 impl Progress {
-    fn load(end: u64, issued: Serial, reader: &mut Reader) -> Result<Self, DecodeError> {
+    fn load(end: u64, fifo: bool, issued: Serial, reader: &mut Reader) -> Result<Self, DecodeError> {
         let mut progress = Self { next: reader.u64()?, ..Self::default() };
         if progress.next > end {
             return Err(reader.error("progress behind the end of its queue"));
@@ -404,6 +553,13 @@ impl Progress {
             progress.in_flight.insert(offset, Flight { visible_at, serial, attempt });
             progress.hidden.insert((visible_at, offset));
         }
+        let visible_at = |offset| progress.in_flight.get(&offset).map(|flight| flight.visible_at);
+        let in_order = if fifo { progress.in_flight.len() } else { 0 };
+        let order = Order::load(in_order, visible_at, progress.next, reader)?;
+        if !fifo && !order.is_empty() {
+            return Err(reader.error("message groups of a consumer group without order"));
+        }
+        progress.order = order;
         Ok(progress)
     }
 }

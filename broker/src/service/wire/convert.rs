@@ -14,7 +14,7 @@ use sha1::Digest as _;
 use super::status::Fault;
 use crate::{
     leader::calls::{Delivered, Outgoing},
-    machine::{TopicKind, handle::to_hex, tag_hash},
+    machine::{MessageGroup, TopicKind, handle::to_hex, tag_hash},
 };
 
 /// `apache.rocketmq.v2.Message` with its properties in order, so that equal messages have equal bytes in every process.
@@ -48,9 +48,15 @@ pub(crate) fn to_record(message: v2::Message) -> Result<Outgoing, Fault> {
     let message_id = given.message_id;
     let tag = given.tag.filter(|tag| !tag.is_empty());
     let tag_hash = tag.as_deref().map_or(0, tag_hash);
+    let message_group = given.message_group.filter(|group| !group.is_empty());
+    let ordered_by = message_group.as_deref().map(|group| MessageGroup::of(group).0);
     let body_crc = crc32c::crc32c(&message.body);
     let due_ms = given.delivery_timestamp.as_ref().map_or(0, due_ms);
-    let message_type = if due_ms == 0 { MessageType::Normal } else { MessageType::Delay };
+    let message_type = match (due_ms, &message_group) {
+        (0, None) => MessageType::Normal,
+        (0, Some(_)) => MessageType::Fifo,
+        _ => MessageType::Delay,
+    };
     let system = SystemProperties {
         tag,
         keys: given.keys,
@@ -61,6 +67,7 @@ pub(crate) fn to_record(message: v2::Message) -> Result<Outgoing, Fault> {
         delivery_timestamp: given.delivery_timestamp,
         born_timestamp: given.born_timestamp,
         born_host: given.born_host,
+        message_group,
         trace_context: given.trace_context,
         ..SystemProperties::default()
     };
@@ -70,7 +77,8 @@ pub(crate) fn to_record(message: v2::Message) -> Result<Outgoing, Fault> {
         system_properties: Some(system),
         body: message.body,
     };
-    Ok(Outgoing { message_id, body_crc, tag_hash, record: stored.encode_to_vec().into(), due_ms })
+    let record = stored.encode_to_vec().into();
+    Ok(Outgoing { message_id, body_crc, tag_hash, record, due_ms, message_group: ordered_by })
 }
 
 /// The first millisecond that is not before `timestamp`, and at least 1: 0 stands for a message without one.
@@ -212,6 +220,24 @@ mod tests {
         assert_eq!((due(0, 0).due_ms, due(-7, 5).due_ms), (1, 1), "the past is not \"no timestamp\"");
         assert_eq!(due(i64::MAX, 0).due_ms, u64::MAX);
         assert_eq!(to_record(message(None)).expect("legal").due_ms, 0);
+    }
+
+    #[test]
+    fn a_message_group_makes_a_message_ordered_and_comes_back_with_it() {
+        let mut grouped = message(None);
+        let system = grouped.system_properties.get_or_insert_default();
+        system.message_group = Some("order 7".into());
+        system.message_type = MessageType::Fifo as i32;
+        let outgoing = to_record(grouped).expect("legal");
+        assert_eq!(outgoing.message_group, Some(MessageGroup::of("order 7").0));
+        let system = to_message(delivered(outgoing.record), "").expect("a message").system_properties.expect("set");
+        assert_eq!((system.message_type, system.message_group.as_deref()), (2, Some("order 7")));
+        let mut without = message(None);
+        without.system_properties.get_or_insert_default().message_group = Some(String::new());
+        let outgoing = to_record(without).expect("legal");
+        assert_eq!(outgoing.message_group, None, "an empty one is none");
+        let system = to_message(delivered(outgoing.record), "").expect("a message").system_properties.expect("set");
+        assert_eq!((system.message_type, system.message_group), (1, None));
     }
 
     #[test]

@@ -72,7 +72,8 @@ pub(crate) fn refusal_code(refusal: &Refusal) -> Code {
         Refusal::TooManyTopics { .. }
         | Refusal::TooManyGroups { .. }
         | Refusal::TopicExists { .. }
-        | Refusal::GroupExists { .. } => Code::PreconditionFailed,
+        | Refusal::GroupExists { .. }
+        | Refusal::GroupInUse { .. } => Code::PreconditionFailed,
         Refusal::QueueCount { .. } | Refusal::QueuesShrink { .. } => Code::BadRequest,
         Refusal::OffsetOutOfRange { .. } => Code::IllegalOffset,
     }
@@ -108,9 +109,9 @@ impl From<Failure> for Fault {
         match failure {
             Failure::Refused(refusal) => refusal.into(),
             Failure::Propose(error) => error.into(),
-            Failure::TopicTakes(_) => Self::new(Code::MessagePropertyConflictWithType, failure.to_string()),
+            Failure::TopicTakes { .. } => Self::new(Code::MessagePropertyConflictWithType, failure.to_string()),
             Failure::DelayTooLong { .. } => Self::new(Code::IllegalDeliveryTime, failure.to_string()),
-            Failure::OrderedGroup => Self::new(Code::NotImplemented, failure.to_string()),
+            Failure::Filter(_) => Self::new(Code::IllegalFilterExpression, failure.to_string()),
             Failure::Unreadable(_) => Self::new(Code::InternalServerError, failure.to_string()),
         }
     }
@@ -119,7 +120,10 @@ impl From<Failure> for Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{QueueOffset, TopicId, TopicKind};
+    use crate::{
+        leader::filter::{Filter, FilterKind},
+        machine::{QueueOffset, TopicId, TopicKind},
+    };
 
     #[test]
     fn every_refusal_has_its_rocketmq_code_and_says_what_to_do() {
@@ -141,6 +145,7 @@ mod tests {
             (Refusal::TooManyGroups { max: 9 }, 42800),
             (Refusal::TopicExists { id: TopicId(1) }, 42800),
             (Refusal::GroupExists { id: crate::machine::GroupId(1) }, 42800),
+            (Refusal::GroupInUse { id: crate::machine::GroupId(1) }, 42800),
             (Refusal::QueueCount { max: 9 }, 40000),
             (Refusal::QueuesShrink { have: 9 }, 40000),
             (Refusal::OffsetOutOfRange { min: QueueOffset(1), end: QueueOffset(2) }, 40019),
@@ -160,12 +165,15 @@ mod tests {
         assert_eq!(code(ProposeError::TooLarge(5)), 41300);
         assert_eq!(code(ProposeError::Unknown), 50402);
         assert_eq!(code(ProposeError::Stopped("disk".into())), 50402);
-        assert_eq!(Fault::from(Failure::TopicTakes(TopicKind::Fifo)).code as i32, 40014);
+        let takes = Fault::from(Failure::TopicTakes { takes: TopicKind::Fifo, sent: TopicKind::Normal });
+        assert_eq!(takes.code as i32, 40014);
+        assert!(takes.message.contains("takes FIFO messages only, and this one is NORMAL"), "{}", takes.message);
         let day = std::time::Duration::from_secs(86_400);
         let too_long = Fault::from(Failure::DelayTooLong { ahead: 41 * day, max: 40 * day });
         assert_eq!(too_long.code as i32, 40012);
         assert!(too_long.message.contains("at most 40d are allowed"), "{}", too_long.message);
-        assert_eq!(Fault::from(Failure::OrderedGroup).code as i32, 50100);
+        let illegal = Filter::parse(FilterKind::Tag, "a | b").expect_err("a single bar");
+        assert_eq!(Fault::from(Failure::Filter(illegal)).code as i32, 40010);
         assert_eq!(Fault::from(Failure::Unreadable("x".into())).code as i32, 50001);
     }
 

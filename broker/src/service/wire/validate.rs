@@ -1,7 +1,8 @@
 //! The door: what a client may send, and the code it gets for everything else.
 //!
 //! Pure. Each check either returns the checked value in a type of ours or a [`Fault`] that names the value, the rule and the remedy.
-//! Limits and codes are RocketMQ's. What this broker has not built (ordered, transactional, lite and prioritised messages, filters) is refused here by name, so that nothing is ever stored as something it is not or delivered unfiltered.
+//! Limits and codes are RocketMQ's. What this broker has not built (transactional, lite and prioritised messages) is refused here by
+//! name, so that nothing is ever stored as something it is not.
 
 use std::time::Duration;
 
@@ -11,7 +12,13 @@ use quorate_proto::{
 };
 
 use super::status::Fault;
-use crate::config::{Limits, units};
+use crate::{
+    config::{Limits, units},
+    leader::{
+        calls::FilterText,
+        filter::{Filter, FilterKind},
+    },
+};
 
 /// Longest message id.
 const MESSAGE_ID_BYTES_MAX: usize = 128;
@@ -258,21 +265,23 @@ fn properties(message: &v2::Message, system: &v2::SystemProperties) -> Result<()
     Ok(())
 }
 
-/// Refuses every kind of message but plain and delayed ones.
+/// Refuses every kind of message but the plain, the ordered and the delayed one. A message with a message group is ordered, whatever
+/// type it states, as in RocketMQ; one that states to be ordered and names no message group cannot be.
 fn built_type(system: &v2::SystemProperties) -> Result<(), Fault> {
     let kind = MessageType::try_from(system.message_type)
         .map_err(|_| Fault::new(Code::BadRequest, format!("message type {} is unknown", system.message_type)))?;
     let what = match kind {
-        MessageType::Fifo => Some("sending ordered (FIFO) messages"),
+        MessageType::Fifo if system.message_group.as_ref().is_none_or(String::is_empty) => {
+            let text = "the message is of type FIFO and names no message group; set one";
+            return Err(Fault::new(Code::IllegalMessageGroup, text));
+        }
         MessageType::Transaction => Some("sending transactional messages"),
         MessageType::Lite => Some("sending to lite topics"),
         MessageType::Priority => Some("sending messages with a priority"),
-        MessageType::Normal | MessageType::Delay | MessageType::Unspecified => None,
+        MessageType::Normal | MessageType::Unspecified | MessageType::Fifo | MessageType::Delay => None,
     };
     let what = what.or_else(|| {
-        if system.message_group.as_ref().is_some_and(|group| !group.is_empty()) {
-            Some("sending ordered (FIFO) messages")
-        } else if system.lite_topic.is_some() {
+        if system.lite_topic.is_some() {
             Some("sending to lite topics")
         } else if system.priority.is_some() {
             Some("sending messages with a priority")
@@ -283,19 +292,21 @@ fn built_type(system: &v2::SystemProperties) -> Result<(), Fault> {
     what.map_or(Ok(()), |what| Err(Fault::not_built(what)))
 }
 
-/// Only "everything" is built: no expression, or tag `*`.
-pub(crate) fn filter(filter: Option<&v2::FilterExpression>) -> Result<(), Fault> {
-    let Some(filter) = filter else { return Ok(()) };
-    let expression = filter.expression.trim();
-    let kind = FilterType::try_from(filter.r#type)
-        .map_err(|_| Fault::new(Code::IllegalFilterExpression, format!("filter type {} is unknown", filter.r#type)))?;
-    match kind {
-        FilterType::Sql => Err(Fault::not_built("filtering by SQL expression")),
-        FilterType::Tag | FilterType::Unspecified if expression.is_empty() || expression == "*" => Ok(()),
-        FilterType::Tag | FilterType::Unspecified => {
-            Err(Fault::not_built(&format!("filtering by tag ({expression:?}; only \"*\" is accepted)")))
+/// Which messages a receive wants, as the leader takes it: nothing for all of them. Without a type it is about tags.
+pub(crate) fn filter(filter: Option<&v2::FilterExpression>) -> Result<Option<FilterText>, Fault> {
+    let Some(v2::FilterExpression { r#type, expression }) = filter else { return Ok(None) };
+    let kind = match FilterType::try_from(*r#type) {
+        Ok(FilterType::Sql) => FilterKind::Sql,
+        Ok(FilterType::Tag | FilterType::Unspecified) => FilterKind::Tag,
+        Err(_) => {
+            let text = format!("filter type {type} is unknown; filter by tag or by SQL");
+            return Err(Fault::new(Code::IllegalFilterExpression, text));
         }
-    }
+    };
+    let parsed = Filter::parse(kind, expression)
+        .map_err(|error| Fault::new(Code::IllegalFilterExpression, error.to_string()))?;
+    let wanted = FilterText { sql: kind == FilterKind::Sql, text: expression.clone() };
+    Ok((parsed != Filter::All).then_some(wanted))
 }
 
 /// How many messages to hand out: none asked for means RocketMQ's 32, more than the limit means the limit.

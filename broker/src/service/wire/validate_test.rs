@@ -134,29 +134,51 @@ fn a_delivery_timestamp_and_the_type_delay_go_together() {
 
 #[test]
 fn what_is_not_built_is_refused_by_type_and_by_property() {
-    for kind in [MessageType::Fifo, MessageType::Transaction, MessageType::Lite, MessageType::Priority] {
+    for kind in [MessageType::Transaction, MessageType::Lite, MessageType::Priority] {
         assert_eq!(code(|_, system| system.message_type = kind as i32), 50100, "{kind:?}");
     }
-    assert_eq!(code(|_, system| system.message_group = Some("g".into())), 50100);
     assert_eq!(code(|_, system| system.lite_topic = Some("l".into())), 50100);
     assert_eq!(code(|_, system| system.priority = Some(1)), 50100);
     assert_eq!(code(|_, system| system.message_type = 99), 40000);
 }
 
 #[test]
-fn only_the_filter_for_everything_is_let_in() {
-    let code = |kind: i32, expression: &str| {
+fn a_message_with_a_message_group_is_ordered_and_one_that_says_so_needs_one() {
+    for kind in [MessageType::Unspecified, MessageType::Normal, MessageType::Fifo] {
+        let grouped = |group: Option<&str>| {
+            code(|_, system| {
+                system.message_type = kind as i32;
+                system.message_group = group.map(str::to_owned);
+            })
+        };
+        assert_eq!(grouped(Some("order 7")), 0, "{kind:?}");
+        let without = if kind == MessageType::Fifo { 40006 } else { 0 };
+        assert_eq!((grouped(None), grouped(Some(""))), (without, without), "{kind:?}");
+    }
+    let delayed_in_order = code(|_, system| {
+        system.message_group = Some("g".into());
+        system.delivery_timestamp = Some(Default::default());
+    });
+    assert_eq!(delayed_in_order, 40014);
+}
+
+#[test]
+fn a_filter_is_for_everything_or_goes_to_the_leader_as_it_was_written() {
+    let asked = |kind: i32, expression: &str| {
         let expression = FilterExpression { r#type: kind, expression: expression.into() };
-        filter(Some(&expression)).map_or_else(|fault| fault.code as i32, |()| 0)
+        filter(Some(&expression)).map_err(|fault| fault.code as i32)
     };
-    assert_eq!(filter(None), Ok(()));
+    assert_eq!(filter(None), Ok(None));
     for (kind, expression) in [(0, ""), (0, "*"), (1, "*"), (1, " * ")] {
-        assert_eq!(code(kind, expression), 0, "{kind} {expression:?}");
+        assert_eq!(asked(kind, expression), Ok(None), "{kind} {expression:?}");
     }
-    for (kind, expression) in [(1, "TagA"), (1, "TagA || TagB"), (2, "*"), (2, "a > 1")] {
-        assert_eq!(code(kind, expression), 50100, "{kind} {expression:?}");
+    for (kind, text) in [(0, "TagA"), (1, "TagA || TagB"), (2, "a > 1"), (2, "TRUE")] {
+        let wanted = FilterText { sql: kind == 2, text: text.to_owned() };
+        assert_eq!(asked(kind, text), Ok(Some(wanted)), "{kind} {text:?}");
     }
-    assert_eq!(code(9, "*"), 40010);
+    for (kind, expression) in [(9, "*"), (1, "a | b"), (1, "||"), (2, ""), (2, "*"), (2, "a >")] {
+        assert_eq!(asked(kind, expression), Err(40010), "{kind} {expression:?}");
+    }
 }
 
 #[test]
