@@ -56,18 +56,21 @@ impl Identity {
     }
 
     /// What the first message of the telemetry stream says.
-    pub(crate) fn settings(&self, topics: Vec<String>) -> v2::TelemetryCommand {
-        let topics = topics.iter().map(|topic| resource(topic));
+    pub(crate) fn settings(&self, topics: Vec<(String, v2::FilterExpression)>) -> v2::TelemetryCommand {
+        let topics = topics.into_iter().map(|(topic, expression)| (resource(&topic), expression));
         let pub_sub = match &self.group {
             None => v2::settings::PubSub::Publishing(v2::Publishing {
-                topics: topics.collect(),
+                topics: topics.map(|(topic, _)| topic).collect(),
                 max_body_size: 0,
                 validate_message_type: true,
             }),
             Some(group) => v2::settings::PubSub::Subscription(v2::Subscription {
                 group: Some(group.clone()),
                 subscriptions: topics
-                    .map(|topic| v2::SubscriptionEntry { topic: Some(topic), expression: Some(every_message()) })
+                    .map(|(topic, expression)| v2::SubscriptionEntry {
+                        topic: Some(topic),
+                        expression: Some(expression),
+                    })
                     .collect(),
                 ..v2::Subscription::default()
             }),

@@ -36,7 +36,7 @@ pub use admin::Admin;
 pub use backoff::Backoff;
 pub use client::Client;
 pub use config::{ClientConfig, Doors};
-pub use consumer::{ConsumerOptions, ReceiveOptions, SimpleConsumer};
+pub use consumer::{ConsumerOptions, Filter, ReceiveOptions, SimpleConsumer};
 pub use error::{AckError, AdminError, CallError, ReceiveError, SendError, code_name};
 pub use group_hash::{queue_of_group, sip_hash_2_4};
 pub use message::{Delivery, Message};

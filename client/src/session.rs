@@ -34,8 +34,8 @@ pub(crate) struct Session {
     _tasks: [AbortOnDropHandle<()>; 2],
 }
 
-/// Names the topics that the settings should list, at the time they are sent.
-pub(crate) type Topics = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
+/// Names the topics that the settings should list, and what a consumer wants of each, at the time they are sent.
+pub(crate) type Topics = Arc<dyn Fn() -> Vec<(String, v2::FilterExpression)> + Send + Sync>;
 
 impl Session {
     /// Starts both tasks on the current runtime.

@@ -7,7 +7,7 @@ mod fake;
 use std::time::Duration;
 
 use fake::{Answer, Cluster};
-use quorate_client::{AckError, CallError, ConsumerOptions, ReceiveError, SimpleConsumer};
+use quorate_client::{AckError, CallError, ConsumerOptions, Filter, ReceiveError, SimpleConsumer};
 use tokio::time::Instant;
 
 const THREE: [&str; 3] = ["10.0.0.1:1", "10.0.0.2:2", "10.0.0.3:3"];
@@ -48,6 +48,22 @@ async fn nothing_new_is_an_empty_answer() {
     let consumer = consumer(&cluster);
     assert_eq!(consumer.receive("t").await, Ok(Vec::new()));
     assert!(matches!(consumer.receive("t").await, Err(ReceiveError::Refused { code: 40010, .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receive_carries_the_filter_of_its_topic_s_subscription() {
+    let cluster = Cluster::start(&THREE);
+    let consumer = consumer(&cluster);
+    cluster.say([Answer::Code(40401), Answer::Code(40401), Answer::Code(40401)]);
+    consumer.receive("t").await.unwrap();
+    consumer.subscribe("t", Filter::tags("paid || refunded"));
+    consumer.receive("t").await.unwrap();
+    consumer.subscribe("t", Filter::sql("amount > 100"));
+    consumer.receive("t").await.unwrap();
+    let receives = cluster.receives.lock().unwrap();
+    let filters = receives.iter().map(|(_, request)| request.filter_expression.clone().unwrap());
+    let filters: Vec<(i32, String)> = filters.map(|filter| (filter.r#type, filter.expression)).collect();
+    assert_eq!(filters, [(1, "*".into()), (1, "paid || refunded".into()), (2, "amount > 100".into())]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@
 //! nor hands out two. A receive is never sent to two nodes at a time.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fmt,
     sync::{
         Arc, Mutex,
@@ -17,8 +17,9 @@ use std::{
 use quorate_proto::v2::{self, receive_message_response::Content};
 
 use crate::{
+    consumer::Filter,
     error::{AckError, CallError, ReceiveError, check_code, check_status},
-    identity::{Identity, every_message, resource},
+    identity::{Identity, resource},
     message::Delivery,
     route::{Route, Routes},
     session::{Session, Topics},
@@ -77,7 +78,7 @@ struct Shared {
     options: ConsumerOptions,
     verify: bool,
     receives: AtomicU64,
-    topics: Arc<Mutex<BTreeSet<String>>>,
+    topics: Arc<Mutex<BTreeMap<String, Filter>>>,
     session: Session,
 }
 
@@ -90,15 +91,24 @@ impl SimpleConsumer {
         options: ConsumerOptions,
         verify: bool,
     ) -> Self {
-        let topics: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+        let topics: Arc<Mutex<BTreeMap<String, Filter>>> = Arc::default();
         let named: Topics = Arc::new({
             let topics = topics.clone();
-            move || topics.lock().expect("no holder of this lock panics").iter().cloned().collect()
+            move || {
+                let topics = topics.lock().expect("no holder of this lock panics");
+                topics.iter().map(|(topic, filter)| (topic.clone(), filter.to_wire())).collect()
+            }
         });
         let session = Session::start(transport.clone(), routes.clone(), identity.clone(), named);
         let receives = AtomicU64::new(0);
         let shared = Shared { transport, routes, identity, limits, options, verify, receives, topics, session };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Receives from `topic` what `filter` wants, from the next receive on; every message without one. All consumers of a group should
+    /// use the same filter for a topic.
+    pub fn subscribe(&self, topic: &str, filter: Filter) {
+        self.shared.topics.lock().expect("no holder of this lock panics").insert(topic.to_owned(), filter);
     }
 
     /// Receives from a topic with the consumer's options. Empty if nothing came in time.
@@ -125,7 +135,7 @@ impl SimpleConsumer {
         let request = v2::ReceiveMessageRequest {
             group: self.shared.identity.group.clone(),
             message_queue: Some(queue),
-            filter_expression: Some(every_message()),
+            filter_expression: Some(self.filter(topic).to_wire()),
             batch_size: i32::from(options.batch),
             invisible_duration: wire_duration(options.invisible_duration),
             auto_renew: false,
@@ -294,8 +304,12 @@ impl SimpleConsumer {
         if let Some(route) = self.shared.routes.known(topic) {
             return Ok(route);
         }
-        self.shared.topics.lock().expect("no holder of this lock panics").insert(topic.to_owned());
+        self.shared.topics.lock().expect("no holder of this lock panics").entry(topic.to_owned()).or_default();
         self.shared.routes.of(topic).await
+    }
+
+    fn filter(&self, topic: &str) -> Filter {
+        self.shared.topics.lock().expect("no holder of this lock panics").get(topic).cloned().unwrap_or_default()
     }
 }
 

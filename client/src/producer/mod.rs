@@ -22,7 +22,7 @@ use tonic::client::Grpc;
 use self::codec::Shared as SharedCodec;
 use crate::{
     error::{CallError, SendError, check_code, check_status},
-    identity::{Identity, resource},
+    identity::{Identity, every_message, resource},
     message::Message,
     route::{Route, Routes},
     session::{Session, Topics},
@@ -71,7 +71,10 @@ impl Producer {
         let topics: Arc<Mutex<BTreeSet<String>>> = Arc::default();
         let named: Topics = Arc::new({
             let topics = topics.clone();
-            move || topics.lock().expect("no holder of this lock panics").iter().cloned().collect()
+            move || {
+                let topics = topics.lock().expect("no holder of this lock panics");
+                topics.iter().map(|topic| (topic.clone(), every_message())).collect()
+            }
         });
         let session = Session::start(transport.clone(), routes.clone(), identity.clone(), named);
         Self { shared: Arc::new(Shared { transport, routes, identity, limits, ids, clock, topics, session }) }
