@@ -360,3 +360,77 @@ fn a_recalled_message_must_not_come_and_one_that_may_be_recalled_may() {
     assert_eq!((run(failed.clone(), false), run(failed, true)), ((0, 1), (0, 0)));
     assert_eq!((run(None, false), run(None, true)), ((0, 1), (0, 0)));
 }
+
+/// The part of a key before the first minus.
+fn group_of(key: &str) -> Option<&str> {
+    key.split_once('-').map(|(group, _)| group)
+}
+
+fn in_order(ops: &[Op]) -> u64 {
+    group_order(&Table::of(ops), group_of, |_| false).count
+}
+
+/// Sends of `keys` to queue 0, in this order.
+fn sent(keys: &[&str]) -> Vec<Op> {
+    (0..).zip(keys).map(|(offset, key)| send(1, key, (offset * 10, offset * 10 + 5), stored(0, offset))).collect()
+}
+
+#[test]
+fn a_message_group_may_come_in_batches_but_none_before_the_one_before_is_done() {
+    let sends = || sent(&["a-0", "b-1", "a-2", "a-3", "alone"]);
+    let with = |more: Vec<Op>| in_order(&[sends(), more].concat());
+    let done = |key, at, place| ack(7, key, at, place, Acked::Done);
+    // In one batch, or when the one before is done, or when it is of another message group.
+    let batch = vec![receive(7, "a-0", (100, 110), (0, 0), 1), receive(7, "a-2", (100, 110), (0, 2), 1)];
+    assert_eq!(with(batch.clone()), 0);
+    assert_eq!(with(vec![receive(7, "b-1", (100, 110), (0, 1), 1)]), 0);
+    let first = || vec![receive(7, "a-0", (100, 110), (0, 0), 1), done("a-0", (120, 130), (0, 0))];
+    assert_eq!(with([first(), vec![receive(8, "a-2", (140, 150), (0, 2), 1)]].concat()), 0);
+    // The ack may have had its effect as soon as it was invoked, and an unknown one may have had it too.
+    assert_eq!(with([first(), vec![receive(8, "a-2", (115, 121), (0, 2), 1)]].concat()), 0);
+    let maybe = ack(7, "a-0", (120, 130), (0, 0), Acked::Unknown("reset".into()));
+    assert_eq!(with(vec![maybe, receive(8, "a-2", (140, 150), (0, 2), 1)]), 0);
+    // Overtaken: not acked at all, acked too late, acked without effect, or left out of a batch.
+    assert_eq!(with(vec![receive(8, "a-2", (140, 150), (0, 2), 1)]), 1);
+    assert_eq!(with([first(), vec![receive(8, "a-2", (100, 119), (0, 2), 1)]].concat()), 1);
+    let failed = ack(7, "a-0", (120, 130), (0, 0), Acked::Failed("expired".into()));
+    assert_eq!(with(vec![failed, receive(8, "a-2", (140, 150), (0, 2), 1)]), 1);
+    let gap = vec![receive(7, "a-0", (100, 110), (0, 0), 1), receive(7, "a-3", (100, 110), (0, 3), 1)];
+    assert_eq!(with(gap), 1);
+    // A retry of what is left of a batch is in order, a later one beside it is not.
+    let left = [batch, vec![done("a-0", (120, 130), (0, 0)), receive(8, "a-2", (500, 510), (0, 2), 2)]].concat();
+    assert_eq!(with(left.clone()), 0);
+    assert_eq!(with([left, vec![receive(9, "a-3", (505, 520), (0, 3), 1)]].concat()), 1);
+    // What has no message group is ordered among its like; what retention dropped may be overtaken.
+    assert_eq!(with(vec![receive(7, "alone", (100, 110), (0, 4), 1)]), 0);
+    let late = [sends(), vec![receive(8, "a-2", (140, 150), (0, 2), 1)]].concat();
+    assert_eq!(group_order(&Table::of(&late), group_of, |key| key == "a-0").count, 0);
+}
+
+#[test]
+fn what_a_filter_does_not_want_is_found_whoever_got_it() {
+    let ops = [
+        sent(&["yes-0", "no-1"]),
+        vec![receive(7, "yes-0", (100, 110), (0, 0), 1), receive(8, "no-1", (100, 110), (0, 1), 1)],
+    ];
+    let table = Table::of(ops.iter().flatten());
+    assert_eq!(unwanted(&table, |_| true).count, 0);
+    let found = unwanted(&table, |key| key.starts_with("yes"));
+    assert_eq!(found.count, 1);
+    assert!(found.examples[0].contains("no-1"), "{}", found.examples[0]);
+}
+
+#[test]
+fn the_order_of_many_deliveries_of_message_groups_is_judged_within_seconds() {
+    let count = 200_000;
+    let mut ops = Vec::new();
+    for number in 0..count {
+        let (at, key) = (number * 10, format!("g{}-{number}", number % 100));
+        ops.push(send(1, &key, (at, at + 5), stored(0, number)));
+        ops.push(receive(2, &key, (at + 6, at + 7), (0, number), 1));
+        ops.push(ack(2, &key, (at + 8, at + 9), (0, number), Acked::Done));
+    }
+    let started = Instant::now();
+    assert_eq!(in_order(&ops), 0);
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+}

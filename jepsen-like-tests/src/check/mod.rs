@@ -14,6 +14,7 @@ mod double;
 mod duplicates;
 mod early;
 mod gap;
+mod group_order;
 mod lost;
 mod offsets;
 mod order;
@@ -22,6 +23,7 @@ mod recalled;
 mod sweep;
 mod table;
 mod told;
+mod unwanted;
 mod verdict;
 
 pub use ack::acked_returned;
@@ -31,6 +33,7 @@ pub use double::{double_deliveries, redelivered};
 pub use duplicates::duplicates;
 pub use early::early;
 pub use gap::{Gap, Gaps};
+pub use group_order::group_order;
 pub use lost::lost;
 pub use offsets::inconsistent_offsets;
 pub use order::producer_order;
@@ -38,6 +41,7 @@ pub use phantom::{aborted_reads, attempted_twice, invented};
 pub use recalled::recalled;
 pub use table::{Delivery, Table, TableBuilder};
 pub use told::mistold;
+pub use unwanted::unwanted;
 pub use verdict::{Judgement, Verdict};
 
 /// How many findings of one kind are described; the count goes on.

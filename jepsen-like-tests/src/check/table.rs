@@ -51,12 +51,15 @@ pub struct Delivery {
     /// the lost answer held.
     pub(super) since_us: u64,
     pub(super) return_us: u64,
+    /// The call that brought it: its process and when it was invoked.
+    pub(super) call: (u32, u64),
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AckRow {
     pub key: KeyId,
     pub place: Place,
+    pub invoke_us: u64,
     pub return_us: u64,
 }
 
@@ -75,6 +78,8 @@ pub struct Table {
     pub(super) deliveries: Vec<Delivery>,
     /// Acks that were answered OK.
     pub(super) acks: Vec<AckRow>,
+    /// Places of acks of unknown outcome, and when they were invoked.
+    pub(super) unknown_acks: Vec<(Place, u64)>,
     /// Distinct, in no order that matters.
     pub(super) sightings: Vec<Sighting>,
     /// Per key: its send, and whether it was delivered.
@@ -167,6 +172,7 @@ pub struct TableBuilder {
     sends: Vec<SendRow>,
     deliveries: Vec<Delivery>,
     acks: Vec<AckRow>,
+    unknown_acks: Vec<(Place, u64)>,
     holds: Vec<Hold>,
     mentions: Vec<Mention>,
     arena: Vec<u8>,
@@ -245,7 +251,8 @@ impl TableBuilder {
                         let place = self.place(&receive.topic, *spot);
                         self.mention(key, Row::Delivery(row(self.deliveries.len())));
                         let return_us = receive.span.return_us;
-                        self.deliveries.push(Delivery { key: NONE, attempt: *attempt, place, since_us, return_us });
+                        let (attempt, call) = (*attempt, (process, receive.span.invoke_us));
+                        self.deliveries.push(Delivery { key: NONE, attempt, place, since_us, return_us, call });
                     }
                     Received::Unknown(_) => receiver.unknown(receive.span.invoke_us),
                     Received::Failed(_) => {}
@@ -255,9 +262,14 @@ impl TableBuilder {
                 Acked::Done => {
                     let place = self.place(&ack.topic, ack.spot);
                     self.mention(&ack.key, Row::Ack(row(self.acks.len())));
-                    self.acks.push(AckRow { key: NONE, place, return_us: ack.span.return_us });
+                    let Span { invoke_us, return_us, .. } = ack.span;
+                    self.acks.push(AckRow { key: NONE, place, invoke_us, return_us });
                 }
-                Acked::Failed(_) | Acked::Unknown(_) => {}
+                Acked::Unknown(_) => {
+                    let place = self.place(&ack.topic, ack.spot);
+                    self.unknown_acks.push((place, ack.span.invoke_us));
+                }
+                Acked::Failed(_) => {}
             },
             Op::Hold(hold) => {
                 let held = match hold.what {
@@ -297,7 +309,7 @@ impl TableBuilder {
 
     /// Numbers the keys and puts the columns together.
     pub fn build(self) -> Table {
-        let Self { mut sends, mut deliveries, mut acks, holds, mut mentions, arena, lane_ids, .. } = self;
+        let Self { mut sends, mut deliveries, mut acks, unknown_acks, holds, mut mentions, arena, lane_ids, .. } = self;
         mentions
             .sort_unstable_by(|a, b| a.hash.cmp(&b.hash).then_with(|| text(&arena, a.text).cmp(text(&arena, b.text))));
         let (mut keys, mut attempted_twice): (Vec<KeyRow>, Vec<KeyId>) = (Vec::new(), Vec::new());
@@ -345,7 +357,7 @@ impl TableBuilder {
         let mut lanes: Vec<_> = lane_ids.into_iter().collect();
         lanes.sort_unstable_by_key(|(_, lane)| *lane);
         let lanes = lanes.into_iter().map(|(lane, _)| lane).collect();
-        Table { sends, deliveries, acks, sightings, keys, attempted_twice, lanes, arena }
+        Table { sends, deliveries, acks, unknown_acks, sightings, keys, attempted_twice, lanes, arena }
     }
 }
 

@@ -5,9 +5,12 @@
 //! the broker's leader does at its core: it stamps the time, proposes one batch per request and reads the bodies of what was
 //! handed out through its consume queues and its log. Nodes' clocks are minutes apart. Clients repeat what they have no answer
 //! to, under the same message id or attempt id, so a send that is stored twice or a receive that loses a message shows.
+//!
+//! Three consumer groups receive: a plain one, one that wants the order of message groups, and one with a filter. For the latter two the
+//! leader reads ahead with the broker's own code. Each group is judged by what its own consumers saw.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -17,10 +20,12 @@ use bytes::{BufMut, Bytes, BytesMut};
 use quorate_broker::{
     LogClock, Reading,
     machine::{
-        Ack, AttemptKey, Batch, Carry, ClusterHash, Command, DelayId, Deliver, Handle, Machine, PutGroup, PutTopic,
-        QueueId, QueueOffset, Recall, Receive, Record, Reply, Send, SendDelayed, SendKey, StartAt, TopicKind,
+        Ack, AttemptKey, Batch, Carry, ClusterHash, Command, DelayId, Deliver, Handle, Machine, MessageGroup, Pointer,
+        PutGroup, PutTopic, QueueId, QueueOffset, Recall, Receive, ReceiveScanned, Record, Reply, Send, SendDelayed,
+        SendKey, StartAt, TopicKind,
     },
     replica::{self, Applied, CheckpointMode, Replica, ReplicaSettings},
+    scan::{Ask, Claimed, Look, Scans},
     schedule::{Portion, Schedule},
 };
 use quorate_proto::{
@@ -39,12 +44,20 @@ use super::{
     world::{Opening, Running, Subject, Watching, World},
 };
 use crate::{
-    check::{Judgement, Table, Verdict},
+    check::{
+        Findings, Judgement, Table, Verdict, acked_returned, double_deliveries, early, group_order, invented, lost,
+        recalled, unwanted,
+    },
     op::{self, Acked, Held, Op, Received, Sent, Span, Spot},
 };
 
 const TOPIC: &str = "simulated";
-const GROUP: &str = "simulation";
+/// The consumer groups, by the numbers of [`Reader`].
+const GROUPS: [&str; 3] = ["simulation", "simulation-ordered", "simulation-filtered"];
+/// Message groups; some messages have none.
+const MESSAGE_GROUPS: u64 = 6;
+/// One message in so many is what the filter wants.
+const WANTED_EVERY: u64 = 4;
 const CLUSTER: &str = "simulated";
 const QUEUES: u16 = 4;
 /// Records per consume queue file: few, so that files come and go within a run.
@@ -81,10 +94,55 @@ pub struct Queueing {
 struct Book {
     last_us: u64,
     sent: u64,
+    /// The sends, and what was said of delayed ones.
     ops: Vec<Op>,
     line: Line,
     /// Numbers of delayed messages by their key.
     delayed: BTreeMap<Box<str>, u64>,
+    /// Receives and acks, by consumer group.
+    seen: [Vec<Op>; 3],
+}
+
+/// Which consumer group a consumer belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+enum Reader {
+    Plain = 0,
+    Ordered = 1,
+    Filtered = 2,
+}
+
+impl Reader {
+    const ALL: [Self; 3] = [Self::Plain, Self::Ordered, Self::Filtered];
+
+    fn group(self) -> &'static str {
+        GROUPS[self as usize]
+    }
+}
+
+impl Look for Reader {
+    fn is_filter(&self) -> bool {
+        *self == Self::Filtered
+    }
+
+    fn may_want(&self, _: &Pointer) -> bool {
+        true
+    }
+
+    fn look(&self, message: &Bytes) -> Option<MessageGroup> {
+        let key = key_of(message);
+        (!self.is_filter() || is_wanted(&key)).then(|| group_of(&key).map_or(MessageGroup::NONE, MessageGroup::of))
+    }
+}
+
+/// The message group of a key, which stands behind a minus.
+fn group_of(key: &str) -> Option<&str> {
+    key.split_once('-').map(|(_, group)| group)
+}
+
+/// The filter wants every few messages, by their numbers.
+fn is_wanted(key: &str) -> bool {
+    let number = key.split('-').next().and_then(|name| name.strip_prefix('m')?.parse::<u64>().ok());
+    number.is_some_and(|number| number.is_multiple_of(WANTED_EVERY))
 }
 
 /// A point on the line that log time never leaves upwards: it runs as fast as the run's clock at most, whoever stamps it.
@@ -179,8 +237,8 @@ enum Request {
     Prepare,
     Send { client: String, key: String, queue: u16, filler: usize, due_ms: Option<u64> },
     Recall { due_ms: u64, number: u64 },
-    Receive { max: u16, invisible_ms: u64, first_queue: u16, attempt: String },
-    Ack { handles: Vec<String> },
+    Receive { reader: Reader, max: u16, invisible_ms: u64, first_queue: u16, attempt: String },
+    Ack { reader: Reader, handles: Vec<String> },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -242,13 +300,22 @@ impl Desk {
 
     fn command(&self, request: &Request) -> Option<Vec<Command>> {
         let topic_name = TopicName::parse(TOPIC).ok()?;
-        let group_name = GroupName::parse(GROUP).ok()?;
         if let Request::Prepare = request {
             let kind = TopicKind::Any;
             let topic = PutTopic { name: topic_name, queues: QUEUES, kind, auto: false, replace: false };
-            let group = PutGroup { name: group_name, fifo: false, start: StartAt::First, auto: false, replace: false };
-            return Some(vec![Command::PutTopic(topic), Command::PutGroup(group)]);
+            let group = |reader: Reader| {
+                let name = GroupName::parse(reader.group()).expect("a name");
+                let fifo = reader == Reader::Ordered;
+                Command::PutGroup(PutGroup { name, fifo, start: StartAt::First, auto: false, replace: false })
+            };
+            let topic = std::iter::once(Command::PutTopic(topic));
+            return Some(topic.chain(Reader::ALL.map(group)).collect());
         }
+        let reader = match request {
+            Request::Receive { reader, .. } | Request::Ack { reader, .. } => *reader,
+            Request::Prepare | Request::Send { .. } | Request::Recall { .. } => Reader::Plain,
+        };
+        let group_name = GroupName::parse(reader.group()).ok()?;
         let ids = |machine: &Machine| Some((machine.topic(&topic_name)?.id(), machine.group(&group_name)?.id()));
         let (topic, group) = self.replica.read(ids)?;
         let command = match request {
@@ -268,20 +335,42 @@ impl Desk {
                 let id = DelayId { due: Timestamp(*due_ms), number: *number };
                 Command::Recall(Recall { id, topic })
             }
-            Request::Receive { max, invisible_ms, first_queue, attempt } => Command::Receive(Receive {
-                group,
-                topic,
-                max: *max,
-                invisible_ms: *invisible_ms,
-                first_queue: QueueId(*first_queue),
-                attempt: Some(AttemptKey::new(attempt)),
-            }),
-            Request::Ack { handles } => {
+            Request::Receive { max, invisible_ms, first_queue, attempt, .. } => {
+                let receive = Receive {
+                    group,
+                    topic,
+                    max: *max,
+                    invisible_ms: *invisible_ms,
+                    first_queue: QueueId(*first_queue),
+                    attempt: Some(AttemptKey::new(attempt)),
+                };
+                if reader == Reader::Plain {
+                    Command::Receive(receive)
+                } else {
+                    Command::ReceiveScanned(self.read_ahead(receive, reader)?)
+                }
+            }
+            Request::Ack { handles, .. } => {
                 let parse = |text: &String| Handle::parse(text, ClusterHash::of(CLUSTER)).ok();
                 Command::Ack(Ack { group, entries: handles.iter().filter_map(parse).collect() })
             }
         };
         Some(vec![command])
+    }
+
+    /// A receive with what the leader reads ahead for it, from the cursors on each time. `None` if the disk fails.
+    fn read_ahead(&self, receive: Receive, reader: Reader) -> Option<ReceiveScanned> {
+        let (mut scans, claimed) = (Scans::default(), Claimed::default());
+        let (group, topic, first, max) = (receive.group, receive.topic, receive.first_queue, receive.max);
+        loop {
+            let ask = Ask { group, topic, first, now: self.now(), max, claimed: &claimed };
+            let plan = scans.plan(&self.replica, &ask, &reader).ok()?;
+            match plan.rotten {
+                Some(pointer) => scans.rescued(pointer, None),
+                None if plan.more && plan.count() == 0 && !plan.moves => {}
+                None => return Some(ReceiveScanned { receive, scans: plan.scans, verdicts: plan.verdicts }),
+            }
+        }
     }
 
     fn answer(&self, reply: Option<Reply>) -> Answer {
@@ -435,7 +524,10 @@ impl Subject for Queueing {
             match number % 2 {
                 0 if client.dice.chance(40) => client.send_delayed().await,
                 0 => client.send().await,
-                _ => client.receive(80).await,
+                _ => {
+                    let reader = client.dice.pick(&Reader::ALL);
+                    client.receive(reader, 80).await;
+                }
             }
         }
     }
@@ -450,10 +542,12 @@ impl Subject for Queueing {
         let mut client = Client::new(world, DRAIN, 1);
         let (started, mut last) = (Instant::now(), Instant::now());
         while last.elapsed() < Duration::from_millis(INVISIBLE_MS * 2) {
-            let before = world.subject().book().ops.len();
-            client.receive(100).await;
-            if world.subject().book().ops.len() > before {
-                last = Instant::now();
+            for reader in Reader::ALL {
+                let before = world.subject().book().seen[reader as usize].len();
+                client.receive(reader, 100).await;
+                if world.subject().book().seen[reader as usize].len() > before {
+                    last = Instant::now();
+                }
             }
             if started.elapsed() > DRAIN_WITHIN {
                 world.witness().violate("drains", format!("messages still come {DRAIN_WITHIN:?} after the last send"));
@@ -569,8 +663,14 @@ impl Queueing {
         book.last_us
     }
 
+    /// Keeps what a producer saw.
     fn record(&self, op: Op) {
         self.book().ops.push(op);
+    }
+
+    /// Keeps what a consumer of a group saw.
+    fn record_seen(&self, reader: Reader, op: Op) {
+        self.book().seen[reader as usize].push(op);
     }
 
     /// Lets the checkers of the real runs judge what the clients saw. A message that retention dropped before anyone received it
@@ -579,24 +679,62 @@ impl Queueing {
         let Some((_, leader)) = world.leader() else {
             return world.witness().violate("drains", "no leader serves at the end".into());
         };
-        let (mut ops, delayed) = {
+        let (mut sends, delayed) = {
             let book = self.book();
             (book.ops.clone(), book.delayed.clone())
         };
         let went = lock(&self.went).clone();
         let later = |key: &str| went.get(delayed.get(key)?).copied();
-        for op in &mut ops {
+        let mut dropped = BTreeSet::new();
+        for op in &mut sends {
             if let Op::Send(send) = op
                 && let Some(spot) = spot(send).or_else(|| later(&send.key))
                 && matches!(leader.shared.stored(spot), Found::Dropped)
             {
                 send.outcome = Sent::Unknown("dropped by retention".into());
+                dropped.insert(send.key.clone());
             }
         }
-        let verdict = Verdict::of(&Table::of(&ops));
+        // A message whose send has no certain outcome is known by its deliveries only.
+        for op in &self.book().seen[Reader::Ordered as usize] {
+            if let Op::Receive(op::Receive { outcome: Received::Message { key, spot, .. }, .. }) = op
+                && matches!(leader.shared.stored(*spot), Found::Dropped)
+            {
+                dropped.insert(key.clone());
+            }
+        }
+        let [plain, ordered, filtered] = Reader::ALL.map(|reader| {
+            let seen = self.book().seen[reader as usize].clone();
+            Table::of(sends.iter().filter(|op| reader != Reader::Filtered || is_of_filter(op)).chain(&seen))
+        });
+        let verdict = Verdict::of(&plain);
         if verdict.verdict == Judgement::Fail {
             world.witness().violate("history", format!("{verdict:?}"));
         }
+        let violate = |rule, findings: Findings| {
+            if findings.count > 0 {
+                world.witness().violate(rule, format!("{findings:?}"));
+            }
+        };
+        violate("ordered: message groups", group_order(&ordered, group_of, |key| dropped.contains(key)));
+        violate("filtered: unwanted", unwanted(&filtered, is_wanted));
+        for table in [&ordered, &filtered] {
+            violate("lost", lost(table));
+            violate("acked and back", acked_returned(table));
+            violate("double delivery", double_deliveries(table));
+            violate("early", early(table));
+            violate("recalled and back", recalled(table));
+        }
+        violate("ordered: invented", invented(&ordered));
+    }
+}
+
+/// About a message that the filtered consumer group is to get.
+fn is_of_filter(op: &Op) -> bool {
+    match op {
+        Op::Send(send) => is_wanted(&send.key),
+        Op::Hold(hold) => is_wanted(&hold.key),
+        Op::Receive(_) | Op::Ack(_) | Op::Fault(_) | Op::Election(_) => false,
     }
 }
 
@@ -718,7 +856,13 @@ impl Client {
             book.sent += 1;
             book.sent
         };
-        let (key, client) = (format!("m{number}"), format!("client {}", self.number));
+        let group = self.dice.below(MESSAGE_GROUPS + 2);
+        // What is delayed has no message group.
+        let (key, grouped) = match group < MESSAGE_GROUPS && due_ms.is_none() {
+            true => (format!("m{number}-g{group}"), Some(MessageGroup::of(&format!("g{group}")))),
+            false => (format!("m{number}"), None),
+        };
+        let client = format!("client {}", self.number);
         let filler = self.dice.below(if self.dice.clone().chance(10) { 2000 } else { 200 }) as usize;
         let (invoke_us, topic) = (self.now_us(), self.topic());
         let mut delayed = None;
@@ -729,7 +873,8 @@ impl Client {
         self.world.witness().invoke(self.number, number, self.node);
         let (answer, maybe) = self
             .insist(tries, |dice| {
-                let queue = dice.below(QUEUES.into()) as u16;
+                let anywhere = dice.below(QUEUES.into()) as u16;
+                let queue = grouped.map_or(anywhere, |group| group.queue(QUEUES).0);
                 Request::Send { client: client.clone(), key: key.clone(), queue, filler, due_ms }
             })
             .await;
@@ -767,7 +912,7 @@ impl Client {
     }
 
     /// Receives once and acknowledges most of what came.
-    async fn receive(&mut self, ack_percent: u64) {
+    async fn receive(&mut self, reader: Reader, ack_percent: u64) {
         self.calls += 1;
         let attempt = format!("{} {}", self.number, self.calls);
         let (max, invisible_ms) = (self.dice.within(1..=16) as u16, self.dice.within(500..=INVISIBLE_MS));
@@ -775,7 +920,7 @@ impl Client {
         let mut came = Vec::new();
         for _ in 0..TRIES {
             let first_queue = self.dice.below(QUEUES.into()) as u16;
-            let request = Request::Receive { max, invisible_ms, first_queue, attempt: attempt.clone() };
+            let request = Request::Receive { reader, max, invisible_ms, first_queue, attempt: attempt.clone() };
             match self.call(&request).await {
                 Answer::Received(deliveries) => {
                     came = deliveries;
@@ -783,7 +928,8 @@ impl Client {
                 }
                 Answer::Unknown => {
                     let (span, outcome) = (self.span(invoke_us), Received::Unknown("no answer".into()));
-                    self.world.subject().record(Op::Receive(op::Receive { span, topic: topic.clone(), outcome }));
+                    let op = Op::Receive(op::Receive { span, topic: topic.clone(), outcome });
+                    self.world.subject().record_seen(reader, op);
                     invoke_us = self.now_us();
                 }
                 Answer::Prepared(_)
@@ -800,18 +946,19 @@ impl Client {
         for message in &came {
             let spot = Spot { queue: message.queue.into(), offset: message.offset };
             let outcome = Received::Message { key: message.key.as_str().into(), spot, attempt: message.attempt };
-            self.world.subject().record(Op::Receive(op::Receive { span, topic: topic.clone(), outcome }));
+            let op = Op::Receive(op::Receive { span, topic: topic.clone(), outcome });
+            self.world.subject().record_seen(reader, op);
         }
         came.retain(|_| self.dice.chance(ack_percent));
         if !came.is_empty() {
-            self.acknowledge(came).await;
+            self.acknowledge(reader, came).await;
         }
     }
 
-    async fn acknowledge(&mut self, messages: Vec<Delivered>) {
+    async fn acknowledge(&mut self, reader: Reader, messages: Vec<Delivered>) {
         let (invoke_us, topic) = (self.now_us(), self.topic());
         let handles: Vec<String> = messages.iter().map(|message| message.handle.clone()).collect();
-        let (answer, maybe) = self.insist(TRIES, |_| Request::Ack { handles: handles.clone() }).await;
+        let (answer, maybe) = self.insist(TRIES, |_| Request::Ack { reader, handles: handles.clone() }).await;
         let span = self.span(invoke_us);
         for (number, message) in messages.into_iter().enumerate() {
             let outcome = match &answer {
@@ -828,7 +975,8 @@ impl Client {
             };
             let spot = Spot { queue: message.queue.into(), offset: message.offset };
             let key = message.key.into();
-            self.world.subject().record(Op::Ack(op::Ack { span, topic: topic.clone(), key, spot, outcome }));
+            let op = Op::Ack(op::Ack { span, topic: topic.clone(), key, spot, outcome });
+            self.world.subject().record_seen(reader, op);
         }
     }
 }
