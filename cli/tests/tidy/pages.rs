@@ -18,24 +18,28 @@ const PAGES: [&str; 7] = [
     "CHANGELOG.md",
 ];
 
-/// Programs that the README shows as they are run.
-const EXAMPLES: [&str; 2] =
-    ["jepsen-like-tests/interop/python/example.py", "jepsen-like-tests/interop/rust/src/example.rs"];
+/// Programs that pages show as they are run.
+const EXAMPLES: [(&str, &str); 4] = [
+    ("README.md", "jepsen-like-tests/interop/python/example.py"),
+    ("README.md", "jepsen-like-tests/interop/rust/src/example.rs"),
+    ("docs/features/fifo.md", "jepsen-like-tests/interop/python/example_fifo.py"),
+    ("docs/features/filters.md", "jepsen-like-tests/interop/python/example_filter.py"),
+];
 
 fn read(root: &Path, path: &str) -> String {
     fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Readers copy from the README, so it shows programs that are run.
+/// Readers copy from these pages, so they show programs that are run.
 #[test]
-fn the_readme_shows_its_examples_as_they_are_run() {
+fn pages_show_their_examples_as_they_are_run() {
     let (root, _) = workspace();
-    let readme = read(&root, "README.md");
-    for example in EXAMPLES {
+    for (page, example) in EXAMPLES {
+        let shown = read(&root, page);
         let text = read(&root, example);
-        // Its first paragraph says what the file is; the README says it in its own words.
+        // Its first paragraph says what the file is; the page says it in its own words.
         let (_, program) = text.split_once("\n\n").expect("a first paragraph");
-        assert!(readme.contains(program.trim()), "README.md does not show {example} as it is");
+        assert!(shown.contains(program.trim()), "{page} does not show {example} as it is");
     }
 }
 
