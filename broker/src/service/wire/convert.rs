@@ -117,7 +117,7 @@ pub(crate) fn accepted_types(kind: TopicKind) -> Vec<i32> {
         TopicKind::Fifo => &[MessageType::Fifo],
         TopicKind::Delay => &[MessageType::Delay],
         TopicKind::Transaction => &[MessageType::Transaction],
-        TopicKind::Any => &[MessageType::Normal, MessageType::Fifo, MessageType::Delay, MessageType::Transaction],
+        TopicKind::Any => &[MessageType::Normal, MessageType::Fifo, MessageType::Delay],
     };
     types.iter().map(|kind| *kind as i32).collect()
 }
