@@ -172,6 +172,13 @@ def judge(run, no_errors):
         places = known.get(key, set()) | ({told[key]} if key in told else set())
         duplicates += max(len(places) - 1, 0)
 
+    # A send may be told its offset alone, without a queue: then only the offset can be compared.
+    mistold = 0
+    for send in acked:
+        offset, places = send.get("offset"), delivered.get(send["key"], set())
+        if offset is not None and places and None not in places:
+            mistold += all(place[2] != offset for place in places)
+
     at_place = collections.defaultdict(set)
     for key, places in known.items():
         for place in places:
@@ -226,6 +233,7 @@ def judge(run, no_errors):
         "invented": len(invented),
         "aborted_reads": len(aborted),
         "inconsistent_offsets": inconsistent,
+        "mistold": mistold,
         "double_deliveries": double,
         "acked_returned": came_back,
         "attempted_twice": sent_twice,

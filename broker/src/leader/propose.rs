@@ -16,6 +16,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -35,6 +36,8 @@ use crate::{
 const SUBMISSION_OVERHEAD_BYTES: usize = 128;
 /// Submissions that wait at most, whatever their size.
 const SUBMISSIONS_MAX: usize = 65_536;
+/// How long a batch is held back where the mutant `mutant-ack-before-commit` is planted.
+const PLANTED_DELAY: Duration = Duration::from_millis(50);
 
 /// Future of a log.
 pub(crate) type LogFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -179,6 +182,10 @@ impl ProposerTask {
         let payload = Batch { now, commands }.encode();
         let waiting_bytes = self.waiting_bytes.clone();
         async move {
+            if cfg!(feature = "mutant-ack-before-commit") {
+                // Long enough that a kill always finds something acknowledged which no other node has.
+                tokio::time::sleep(PLANTED_DELAY).await;
+            }
             let outcome = log.propose(payload).await;
             waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
             cut_up(outcome, replies);
