@@ -5,15 +5,14 @@
 //! ```
 //! A retry keeps its id, which is what the broker recognises a repeated send by.
 
-use std::{
-    fmt::Write as _,
-    sync::atomic::{AtomicU32, Ordering},
-};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::time::Timestamp;
 
 /// 2021-01-01T00:00:00Z in seconds since 1970.
 const EPOCH_2021_SECONDS: u64 = 1_609_459_200;
+
+const HEX: &[u8; 16] = b"0123456789ABCDEF";
 
 /// Makes ids that no other factory makes, as long as (`node`, `process`) is unique. Thread safe.
 #[derive(Debug)]
@@ -38,7 +37,9 @@ impl MessageIds {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let mut text = String::with_capacity(34);
         for byte in self.prefix.iter().chain(&seconds.to_be_bytes()).chain(&sequence.to_be_bytes()) {
-            write!(text, "{byte:02X}").expect("writing to a string cannot fail");
+            for digit in [byte >> 4, byte & 15] {
+                text.push(char::from(HEX[usize::from(digit)]));
+            }
         }
         text
     }

@@ -1,8 +1,9 @@
 //! Words of the wire to words of the house and back: messages, digests, topic kinds.
 //!
-//! A message is normalised once, at the node that took it: what the server decides is stripped, the digest is verified and becomes
-//! MD5 (the only one that every official client understands), and the result is encoded once. Those bytes are what travels to the
-//! leader, stands in the log and comes back at delivery, where only what belongs to the delivery is added. Pure.
+//! A message is normalised once, at the node that took it: what the server decides is stripped, the digest is verified, and the result
+//! is encoded once. Those bytes are what travels to the leader, stands in the log and comes back at delivery, where what belongs to the
+//! delivery is added, and the digest: MD5, the only one that every official client understands, unless the sender gave that. Hashing
+//! costs more than the rest of a send, and between the two the log's own check sums watch over the body. Pure.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +37,7 @@ struct StoredMessage {
 /// [`Code::MessageCorrupted`] if the digest the client sent is not that of the body.
 pub(crate) fn to_record(message: v2::Message) -> Result<Outgoing, Fault> {
     let given = message.system_properties.unwrap_or_default();
-    let body_digest = verified_md5(given.body_digest.as_ref(), &message.body)?;
+    let body_digest = verified(given.body_digest, &message.body)?;
     let body_encoding = match Encoding::try_from(given.body_encoding) {
         Ok(Encoding::Unspecified | Encoding::Identity) => Encoding::Identity,
         Ok(Encoding::Gzip) => Encoding::Gzip,
@@ -61,7 +62,7 @@ pub(crate) fn to_record(message: v2::Message) -> Result<Outgoing, Fault> {
         tag,
         keys: given.keys,
         message_id: message_id.clone(),
-        body_digest: Some(v2::Digest { r#type: DigestType::Md5 as i32, checksum: body_digest }),
+        body_digest,
         body_encoding: body_encoding as i32,
         message_type: message_type as i32,
         delivery_timestamp: given.delivery_timestamp,
@@ -92,6 +93,7 @@ fn due_ms(timestamp: &prost_types::Timestamp) -> u64 {
 pub(crate) fn to_message(delivered: Delivered, store_host: &str) -> Option<v2::Message> {
     let mut message = v2::Message::decode(delivered.record).ok()?;
     let system = message.system_properties.get_or_insert_default();
+    system.body_digest.get_or_insert_with(|| md5_of(&message.body));
     system.store_timestamp = Some(quorate_proto::time::Timestamp(delivered.stored_ms).to_proto());
     system.store_host = store_host.to_owned();
     system.receipt_handle = Some(delivered.handle);
@@ -122,31 +124,38 @@ pub(crate) fn accepted_types(kind: TopicKind) -> Vec<i32> {
     types.iter().map(|kind| *kind as i32).collect()
 }
 
-/// MD5 of the body in upper-case hex, after checking the digest the client sent.
+/// Checks the digest that the client sent. It is kept if it is an MD5; any other makes room for one, see [`md5_of`].
 ///
 /// CRC32 comes as hex with or without leading zeros (Java, Python) or as a decimal number (Node).
-fn verified_md5(given: Option<&v2::Digest>, body: &[u8]) -> Result<String, Fault> {
-    let md5 = to_hex(&md5::Md5::digest(body));
-    let Some(given) = given.filter(|given| !given.checksum.is_empty()) else { return Ok(md5) };
+fn verified(given: Option<v2::Digest>, body: &[u8]) -> Result<Option<v2::Digest>, Fault> {
+    let Some(given) = given.filter(|given| !given.checksum.is_empty()) else { return Ok(None) };
     let checksum = given.checksum.as_str();
-    let holds = match DigestType::try_from(given.r#type) {
-        Ok(DigestType::Md5) => checksum.eq_ignore_ascii_case(&md5),
-        Ok(DigestType::Sha1) => checksum.eq_ignore_ascii_case(&to_hex(&sha1::Sha1::digest(body))),
+    let (holds, kept) = match DigestType::try_from(given.r#type) {
+        Ok(DigestType::Md5) => {
+            let md5 = md5_of(body);
+            (checksum.eq_ignore_ascii_case(&md5.checksum), Some(md5))
+        }
+        Ok(DigestType::Sha1) => (checksum.eq_ignore_ascii_case(&to_hex(&sha1::Sha1::digest(body))), None),
         Ok(DigestType::Crc32) => {
             let crc = crc32fast::hash(body);
-            u32::from_str_radix(checksum, 16) == Ok(crc) || checksum.parse() == Ok(crc)
+            (u32::from_str_radix(checksum, 16) == Ok(crc) || checksum.parse() == Ok(crc), None)
         }
-        Ok(DigestType::Unspecified) => true,
+        Ok(DigestType::Unspecified) => (true, None),
         Err(_) => {
             let text = format!("digest type {} is unknown; use CRC32, MD5 or SHA1", given.r#type);
             return Err(Fault::new(Code::BadRequest, text));
         }
     };
     if holds {
-        return Ok(md5);
+        return Ok(kept);
     }
     let text = "the body does not have the digest that was sent with it; it was damaged on the way, send it again";
     Err(Fault::new(Code::MessageCorrupted, text))
+}
+
+/// The digest that every official client understands.
+fn md5_of(body: &[u8]) -> v2::Digest {
+    v2::Digest { r#type: DigestType::Md5 as i32, checksum: to_hex(&md5::Md5::digest(body)) }
 }
 
 #[cfg(test)]
@@ -261,6 +270,24 @@ mod tests {
             if wrong != checksum {
                 assert_eq!(refused.err(), Some(Code::MessageCorrupted), "{kind:?} {wrong}");
             }
+        }
+    }
+
+    #[test]
+    fn an_md5_that_the_sender_gave_is_kept_and_any_other_digest_becomes_one_at_delivery() {
+        let md5 = "5D41402ABC4B2A76B9719D911017C592";
+        for (given, kept) in [
+            (Some((DigestType::Md5, "5d41402abc4b2a76b9719d911017c592")), Some(md5)),
+            (Some((DigestType::Crc32, "3610A686")), None),
+            (Some((DigestType::Md5, "")), None),
+            (None, None),
+        ] {
+            let record = to_record(message(given)).expect("the digest holds").record;
+            let digest = |message: v2::Message| message.system_properties.expect("set").body_digest;
+            let stored = digest(v2::Message::decode(record.clone()).expect("a message"));
+            assert_eq!(stored.map(|digest| digest.checksum).as_deref(), kept, "{given:?}");
+            let delivered = digest(to_message(delivered(record), "").expect("a message")).expect("always");
+            assert_eq!((delivered.r#type, delivered.checksum.as_str()), (2, md5), "{given:?}");
         }
     }
 
