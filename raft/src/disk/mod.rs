@@ -60,6 +60,8 @@ pub trait DiskFile: Send + Sync + 'static {
     fn map_at(&self, offset: u64, len: usize) -> io::Result<Bytes>;
     /// `fdatasync`. After an error the file must not be synced again: the caller stops.
     fn sync(&self) -> io::Result<()>;
+    /// Says that these bytes, which are synced, will hardly be read soon: the page cache may give up its copy of them.
+    fn forget(&self, _offset: u64, _len: u64) {}
     /// How long the next `sync` takes in virtual time: a task that writes sleeps that long before it calls `sync`. Zero on real disks.
     fn sync_delay(&self) -> Duration {
         Duration::ZERO

@@ -156,6 +156,11 @@ impl DiskFile for RealFile {
         Ok(newest.slice(start..end))
     }
 
+    fn forget(&self, offset: u64, len: u64) {
+        // Advice: a file system that does not take it has lost nothing.
+        let _ = rustix::fs::fadvise(&self.file, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::DontNeed);
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }

@@ -64,6 +64,8 @@ pub(super) async fn watch_leader(
                 voters,
             )
         };
+        // Without a leader it may become this node at any moment.
+        inner.log.serves_reads(next.leader.is_none_or(|leader| leader == inner.me));
         let now = Instant::now();
         let sign = next.leader.map(|leader| {
             let at = match leader == inner.me {

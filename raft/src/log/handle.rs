@@ -5,7 +5,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
 };
@@ -70,6 +70,7 @@ pub(crate) struct Shared {
     pub node: NodeId,
     pub flush: FlushMode,
     pub syncs: AtomicU64,
+    pub serves_reads: AtomicBool,
     pub metrics: Metrics,
     writer: Mutex<Option<Writer>>,
 }
@@ -140,6 +141,7 @@ impl Log {
             node: before.node,
             flush: config.flush,
             syncs: AtomicU64::new(0),
+            serves_reads: AtomicBool::new(true),
             metrics: Metrics::default(),
             writer: Mutex::new(None),
         });
@@ -450,6 +452,11 @@ impl Log {
     /// Syncs of log and hard state since start.
     pub fn syncs(&self) -> u64 {
         self.shared.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody reads what this log holds. True at first; where not, only its newest part stays in the page cache.
+    pub fn serves_reads(&self, yes: bool) {
+        self.shared.serves_reads.store(yes, Ordering::Relaxed);
     }
 
     /// Entries appended since start.

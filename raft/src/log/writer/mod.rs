@@ -13,6 +13,7 @@
 
 mod change;
 mod flush;
+mod forget;
 
 use std::{
     io,
@@ -25,7 +26,7 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use self::flush::Flusher;
+use self::{flush::Flusher, forget::Forgetting};
 use crate::{
     config::FlushMode,
     disk::DiskFile,
@@ -76,6 +77,7 @@ pub(crate) struct Writer {
     hard_stale: bool,
     hard_saved_at: Instant,
     synced_at: Instant,
+    forgetting: Forgetting,
     flusher: Option<Flusher>,
     flushing: bool,
     failure: Option<String>,
@@ -104,6 +106,7 @@ impl Writer {
             hard_stale: false,
             hard_saved_at: now,
             synced_at: now,
+            forgetting: Forgetting::new(end),
             flusher: None,
             flushing: false,
             failure: None,
@@ -173,6 +176,7 @@ impl Writer {
         for done in dones.into_iter().rev() {
             done(self.outcome());
         }
+        self.forget();
     }
 
     async fn single(&mut self, work: Work, done: Done) {
@@ -308,6 +312,13 @@ impl Writer {
         let result = self.sync_file(file).await;
         self.sync_failed |= result.is_err();
         result
+    }
+
+    /// See [`forget`]. After the answers, which nobody should wait longer for.
+    fn forget(&mut self) {
+        if !self.shared.serves_reads.load(Ordering::Relaxed) {
+            self.forgetting.step(&self.shared.segments, self.synced.position);
+        }
     }
 
     async fn sync_file(&self, file: &Arc<dyn DiskFile>) -> io::Result<()> {
