@@ -7,6 +7,7 @@
 mod election;
 mod limits;
 mod listener;
+mod ranges;
 pub mod units;
 
 use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
@@ -320,11 +321,12 @@ impl From<Peer> for String {
 }
 
 impl BrokerConfig {
-    /// Checks every value and every relation between values.
+    /// Checks every value against its range, and every relation between values.
     ///
     /// # Errors
     /// The first setting that cannot work, with the remedy.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        ranges::check_all(self)?;
         self.check_node()?;
         self.check_network()?;
         self.check_storage()?;
@@ -455,10 +457,6 @@ impl BrokerConfig {
                 units::format_bytes(retention.log_bytes_max),
                 units::format_bytes(2 * storage.segment_bytes),
             )
-        })?;
-        let interval = storage.flush_interval;
-        check(!interval.is_zero() && interval <= Duration::from_secs(10), "storage.flush_interval", || {
-            format!("{} is out of range; write 1ms to 10s", units::format_duration(interval))
         })
     }
 
@@ -470,35 +468,18 @@ impl BrokerConfig {
                 units::format_bytes(limits.message_bytes_max * 2)
             )
         })?;
-        check(u32::try_from(limits.request_bytes_max).is_ok(), "limits.request_bytes_max", || {
-            "must be below 4GiB".into()
-        })?;
-        check(
-            limits.header_bytes_max >= 4 << 10 && limits.header_bytes_max <= 1 << 20,
-            "limits.header_bytes_max",
-            || "is out of range; write 4KiB to 1MiB".into(),
-        )?;
         check(limits.invisible_min < limits.invisible_max, "limits.invisible_max", || {
             format!("must be longer than limits.invisible_min ({})", units::format_duration(limits.invisible_min))
         })?;
         check(limits.propose_bytes_max >= self.entry_bytes_max(), "limits.propose_bytes_max", || {
             format!("must hold at least one entry; write {} or more", units::format_bytes(self.entry_bytes_max()))
         })?;
-        for (key, is_zero) in [
-            ("limits.messages_per_call_max", limits.messages_per_call_max == 0),
-            ("limits.receive_batch_max", limits.receive_batch_max == 0),
-            ("limits.batch_bytes_max", limits.batch_bytes_max == 0),
-            ("limits.batch_commands_max", limits.batch_commands_max == 0),
-            ("limits.batches_in_flight_max", limits.batches_in_flight_max == 0),
-            ("limits.connections_max", limits.connections_max == 0),
-            ("limits.streams_per_connection_max", limits.streams_per_connection_max == 0),
-            ("limits.clients_max", limits.clients_max == 0),
-            ("topics.auto_create_queues", self.topics.auto_create_queues == 0),
-        ] {
-            check(!is_zero, key, || "0 would refuse everything; write 1 or more".into())?;
-        }
-        check(self.topics.auto_create_queues <= QUEUES_MAX, "topics.auto_create_queues", || {
-            format!("a topic has at most {QUEUES_MAX} queues")
+        check(limits.inbound_bytes_max >= limits.request_bytes_max, "limits.inbound_bytes_max", || {
+            format!(
+                "{} does not let in one request of limits.request_bytes_max ({}); write that or more",
+                units::format_bytes(limits.inbound_bytes_max),
+                units::format_bytes(limits.request_bytes_max),
+            )
         })
     }
 }
