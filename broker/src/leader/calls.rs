@@ -409,6 +409,8 @@ pub(crate) struct TopicDetail {
     pub kind: u32,
     #[prost(message, repeated, tag = "3")]
     pub queues: Vec<Range>,
+    #[prost(uint64, tag = "4")]
+    pub created_ms: u64,
 }
 
 /// Offsets that a queue holds, end exclusive.
@@ -438,6 +440,8 @@ pub(crate) struct GroupDetail {
     pub name: String,
     #[prost(bool, tag = "2")]
     pub fifo: bool,
+    #[prost(uint64, tag = "3")]
+    pub created_ms: u64,
 }
 
 #[cfg(test)]

@@ -143,7 +143,11 @@ impl Leader {
     /// All consumer groups.
     pub async fn list_groups(&self, _call: &ListGroups) -> Result<Groups, Failure> {
         self.group.confirm_leadership().await?;
-        let detail = |group: &machine::Group| GroupDetail { name: group.name().to_string(), fifo: group.is_fifo() };
+        let detail = |group: &machine::Group| GroupDetail {
+            name: group.name().to_string(),
+            fifo: group.is_fifo(),
+            created_ms: group.created().0,
+        };
         Ok(Groups { groups: self.shared.read(|machine| machine.groups().map(detail).collect()) })
     }
 
@@ -190,5 +194,6 @@ fn topic_detail(topic: &machine::Topic) -> TopicDetail {
         name: topic.name().to_string(),
         kind: topic.kind() as u32,
         queues: (0..topic.queues()).map(range).collect(),
+        created_ms: topic.created().0,
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use bytes::{BufMut, BytesMut};
-use quorate_proto::names::GroupName;
+use quorate_proto::{names::GroupName, time::Timestamp};
 
 use super::{
     codec::{DecodeError, Reader, put_text},
@@ -31,6 +31,7 @@ pub struct Group {
     fifo: bool,
     auto: bool,
     start: StartAt,
+    created: Timestamp,
     subscriptions: BTreeMap<TopicId, Subscription>,
 }
 
@@ -58,6 +59,11 @@ impl Group {
     /// Where it begins in a topic.
     pub fn start(&self) -> StartAt {
         self.start
+    }
+
+    /// Log time of the command that made it.
+    pub fn created(&self) -> Timestamp {
+        self.created
     }
 
     /// Topics it has received from.
@@ -116,8 +122,8 @@ impl Groups {
         self.by_id.values_mut()
     }
 
-    /// Makes or changes a group. Progress stays; a changed start holds for topics it has not received from yet.
-    pub(crate) fn put(&mut self, put: &PutGroup) -> Result<GroupId, Refusal> {
+    /// Makes (at log time `now`) or changes a group. Progress stays; a changed start holds for topics it has not received from yet.
+    pub(crate) fn put(&mut self, put: &PutGroup, now: Timestamp) -> Result<GroupId, Refusal> {
         if let Some(id) = self.by_name.get(&put.name) {
             let group = self.by_id.get_mut(id).expect("every name leads to a group");
             let same = group.fifo == put.fifo && group.start == put.start;
@@ -143,7 +149,7 @@ impl Groups {
         let id = GroupId(self.next);
         self.next += 1;
         let PutGroup { name, fifo, start, auto, replace: _ } = put.clone();
-        self.insert(Group { id, name, fifo, auto, start, subscriptions: BTreeMap::new() });
+        self.insert(Group { id, name, fifo, auto, start, created: now, subscriptions: BTreeMap::new() });
         Ok(id)
     }
 
@@ -177,15 +183,20 @@ impl Groups {
         Self { next, ..Self::default() }
     }
 
-    pub(crate) fn load(&mut self, id: GroupId, reader: &mut Reader) -> Result<(), DecodeError> {
+    /// `now`: the machine's log time.
+    pub(crate) fn load(&mut self, id: GroupId, now: Timestamp, reader: &mut Reader) -> Result<(), DecodeError> {
         let name = reader.text(GroupName::parse, "not a consumer group name")?;
         let fifo = reader.flag()?;
         let start = take_start(reader)?;
         let auto = reader.flag()?;
+        let created = Timestamp(reader.u64()?);
+        if created > now {
+            return Err(reader.error("a consumer group was made in the future"));
+        }
         if self.by_id.contains_key(&id) || self.by_name.contains_key(&name) || id.0 >= self.next {
             return Err(reader.error("a consumer group's number or name is not its own"));
         }
-        self.insert(Group { id, name, fifo, auto, start, subscriptions: BTreeMap::new() });
+        self.insert(Group { id, name, fifo, auto, start, created, subscriptions: BTreeMap::new() });
         Ok(())
     }
 
@@ -212,5 +223,6 @@ impl Group {
         out.put_u8(u8::from(self.fifo));
         out.put_u8(self.start as u8);
         out.put_u8(u8::from(self.auto));
+        out.put_u64_le(self.created.0);
     }
 }

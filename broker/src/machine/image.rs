@@ -5,7 +5,7 @@
 //! together. Remembered sends come apart from the rest, since they are many and only ever appended to.
 //!
 //! ```text
-//! image   "QMIM" (4) | version 2 (2) | 0 (2) | parts (4) | parts … | length of remembered sends (8) | remembered sends
+//! image   "QMIM" (4) | version 3 (2) | 0 (2) | parts (4) | parts … | length of remembered sends (8) | remembered sends
 //!         | crc32c of all before (4)
 //! part    key length (1) | key | length (4) | bytes
 //! key     0                                     meta: now, serials, next numbers, totals, borders, head of remembered sends
@@ -36,7 +36,7 @@ use super::{
 };
 
 const MAGIC: &[u8; 4] = b"QMIM";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 const META: u8 = 0;
 const TOPIC: u8 = 1;
@@ -152,7 +152,7 @@ impl Machine {
             return Err(DecodeError { what: "not an image", at: 0 });
         }
         if reader.u16()? != VERSION || reader.u16()? != 0 {
-            let what = "an image of another version (this one reads version 2 only; run the version that wrote it)";
+            let what = "an image of another version (this one reads version 3 only; run the version that wrote it)";
             return Err(DecodeError { what, at: 4 });
         }
         let count = reader.count(6)?;
@@ -217,8 +217,8 @@ impl Machine {
     fn load_part(&mut self, part: &Part) -> Result<(), DecodeError> {
         let mut reader = Reader::new(part.bytes.clone());
         match (part.key.first(), part.key.len()) {
-            (Some(&TOPIC), 5) => self.topics.load(TopicId(number(&part.key[1..])), &mut reader)?,
-            (Some(&GROUP), 5) => self.groups.load(GroupId(number(&part.key[1..])), &mut reader)?,
+            (Some(&TOPIC), 5) => self.topics.load(TopicId(number(&part.key[1..])), self.now, &mut reader)?,
+            (Some(&GROUP), 5) => self.groups.load(GroupId(number(&part.key[1..])), self.now, &mut reader)?,
             (Some(&SUBSCRIPTION), 9) => {
                 let (group, topic) = (GroupId(number(&part.key[1..5])), TopicId(number(&part.key[5..])));
                 let topic = self.topics.by_id(topic).ok_or_else(|| reader.error("progress in an unknown topic"))?;

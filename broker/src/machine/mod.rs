@@ -109,7 +109,7 @@ impl Machine {
             Command::ResetOffset(reset) => self.reset_offset(&reset, effects),
             Command::PutTopic(put) => self.put_topic(&put, effects),
             Command::DropTopic(drop) => self.drop_topic(drop.topic, effects),
-            Command::PutGroup(put) => self.groups.put(&put).map(|id| Reply::Group { id }),
+            Command::PutGroup(put) => self.groups.put(&put, self.now).map(|id| Reply::Group { id }),
             Command::DropGroup(drop) => self.groups.drop_group(drop.group).map(|()| Reply::Done),
             Command::ReceiveScanned(scanned) => self.receive_scanned(&scanned),
             Command::SendDelayed(delayed) => self.send_delayed(&delayed, payload, effects),
@@ -288,7 +288,7 @@ impl Machine {
     }
 
     fn put_topic(&mut self, put: &PutTopic, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
-        let (id, changed) = self.topics.put(put)?;
+        let (id, changed) = self.topics.put(put, self.now)?;
         if changed {
             effects.push(Effect::TopicsChanged);
         }

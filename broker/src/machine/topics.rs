@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{BufMut, BytesMut};
-use quorate_proto::names::TopicName;
+use quorate_proto::{names::TopicName, time::Timestamp};
 use quorate_raft::Position;
 
 use super::{
@@ -32,6 +32,7 @@ pub struct Topic {
     name: TopicName,
     kind: TopicKind,
     auto: bool,
+    created: Timestamp,
     queues: Vec<Queue>,
 }
 
@@ -62,6 +63,11 @@ impl Topic {
     /// A client's question for its route brought it into being.
     pub fn is_auto(&self) -> bool {
         self.auto
+    }
+
+    /// Log time of the command that made it.
+    pub fn created(&self) -> Timestamp {
+        self.created
     }
 
     /// How many queues it has.
@@ -121,18 +127,18 @@ impl Topics {
         self.by_id.values()
     }
 
-    /// Makes or changes a topic. Says its number and whether anything changed.
-    pub(crate) fn put(&mut self, put: &PutTopic) -> Result<(TopicId, bool), Refusal> {
+    /// Makes (at log time `now`) or changes a topic. Says its number and whether anything changed.
+    pub(crate) fn put(&mut self, put: &PutTopic, now: Timestamp) -> Result<(TopicId, bool), Refusal> {
         if put.queues == 0 || put.queues > QUEUES_MAX {
             return Err(Refusal::QueueCount { max: QUEUES_MAX });
         }
         match self.by_name.get(&put.name) {
             Some(id) => self.change(*id, put),
-            None => self.create(put),
+            None => self.create(put, now),
         }
     }
 
-    fn create(&mut self, put: &PutTopic) -> Result<(TopicId, bool), Refusal> {
+    fn create(&mut self, put: &PutTopic, now: Timestamp) -> Result<(TopicId, bool), Refusal> {
         if put.auto && self.autos >= AUTO_TOPICS_MAX {
             return Err(Refusal::TooManyAutoTopics { max: AUTO_TOPICS_MAX });
         }
@@ -146,6 +152,7 @@ impl Topics {
             name: put.name.clone(),
             kind: put.kind,
             auto: put.auto,
+            created: now,
             queues: vec![Queue::default(); usize::from(put.queues)],
         });
         Ok((id, true))
@@ -218,8 +225,12 @@ impl Topics {
         Self { next, ..Self::default() }
     }
 
-    pub(crate) fn load(&mut self, id: TopicId, reader: &mut Reader) -> Result<(), DecodeError> {
+    /// `now`: the machine's log time.
+    pub(crate) fn load(&mut self, id: TopicId, now: Timestamp, reader: &mut Reader) -> Result<(), DecodeError> {
         let topic = Topic::load(id, reader)?;
+        if topic.created > now {
+            return Err(reader.error("a topic was made in the future"));
+        }
         let known = self.by_id.contains_key(&id) || self.by_name.contains_key(&topic.name);
         if known || id.0 >= self.next {
             return Err(reader.error("a topic's number or name is not its own"));
@@ -234,6 +245,7 @@ impl Topic {
         put_text(out, self.name.as_str());
         out.put_u8(self.kind as u8);
         out.put_u8(u8::from(self.auto));
+        out.put_u64_le(self.created.0);
         out.put_u32_le(u32::from(self.queues()));
         for queue in &self.queues {
             out.put_u64_le(queue.min);
@@ -250,12 +262,13 @@ impl Topic {
         let name = reader.text(TopicName::parse, "not a topic name")?;
         let kind = take_kind(reader)?;
         let auto = reader.flag()?;
+        let created = Timestamp(reader.u64()?);
         let count = reader.count(20)?;
         if count == 0 || count > usize::from(QUEUES_MAX) {
             return Err(reader.error("a topic with no queue or too many"));
         }
         let queues = (0..count).map(|_| Queue::load(reader)).collect::<Result<_, _>>()?;
-        Ok(Self { id, name, kind, auto, queues })
+        Ok(Self { id, name, kind, auto, created, queues })
     }
 }
 

@@ -101,9 +101,13 @@ fn topic(detail: TopicDetail, with_offsets: bool) -> Topic {
         name: detail.name,
         queues,
         r#type: kind as i32,
-        created_ms: 0,
+        created_ms: wire_ms(detail.created_ms),
         offsets: if with_offsets { offsets.collect() } else { Vec::new() },
     }
+}
+
+fn wire_ms(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
 }
 
 #[async_trait]
@@ -151,7 +155,11 @@ impl BrokerAdmin for Operators {
     async fn list_groups(&self, request: Request<ListGroupsRequest>) -> Answer<ListGroupsResponse> {
         let found = self.call(self.until(&request), Ok(calls::ListGroups {})).await;
         let (result, groups) = split(found, |found| found.groups);
-        let group = |group: calls::GroupDetail| ConsumerGroup { name: group.name, fifo: group.fifo, created_ms: 0 };
+        let group = |group: calls::GroupDetail| ConsumerGroup {
+            name: group.name,
+            fifo: group.fifo,
+            created_ms: wire_ms(group.created_ms),
+        };
         let groups = groups.into_iter().map(group).collect();
         Ok(Response::new(ListGroupsResponse { outcome: Some(outcome(result)), groups }))
     }

@@ -133,7 +133,7 @@ impl Place {
     }
 }
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// Bytes of an encoded stamp: version (1) | term (8) | node (8) | index (8)
 pub(super) const STAMP_BYTES: usize = 25;
