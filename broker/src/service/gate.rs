@@ -34,6 +34,7 @@ use super::{
     client::CameBy,
     health::Readiness,
     messaging::Messaging,
+    unread::{self, Asked},
 };
 use crate::{
     metrics::{Latencies, Metrics},
@@ -113,18 +114,20 @@ impl TowerService<Request<Body>> for Gate {
         if let Some(method) = path.strip_prefix(MESSAGING) {
             let timed = Timed::new(method, &self.inbound.service.metrics);
             return match method {
-                "SendMessage" => timed.until(self.inbound.clone().admit(request, &mut self.sends)),
+                "SendMessage" => timed.until(self.inbound.clone().admit(request, &mut self.sends, Asked::Send)),
                 "Telemetry" => self.telemetry.call(request),
                 // Their headers leave at once: what takes time is counted where the answer is made.
-                "ReceiveMessage" | "PullMessage" => self.inbound.clone().admit(request, &mut self.messaging),
-                _ => timed.until(self.inbound.clone().admit(request, &mut self.messaging)),
+                "ReceiveMessage" | "PullMessage" => {
+                    self.inbound.clone().admit(request, &mut self.messaging, Asked::Messaging)
+                }
+                _ => timed.until(self.inbound.clone().admit(request, &mut self.messaging, Asked::Messaging)),
             };
         }
         if path.starts_with(OPERATORS) {
-            return self.inbound.clone().admit(request, &mut self.operators);
+            return self.inbound.clone().admit(request, &mut self.operators, Asked::Other);
         }
         if path.starts_with(PROTOCOL_ADMIN) {
-            return self.inbound.clone().admit(request, &mut self.protocol_admin);
+            return self.inbound.clone().admit(request, &mut self.protocol_admin, Asked::Other);
         }
         if path.starts_with(HEALTH) {
             return self.health.call(request);
@@ -158,7 +161,7 @@ impl Timed {
 
 impl Inbound {
     /// Lets a request in and counts its bytes until it is answered.
-    fn admit<S>(self: Arc<Self>, request: Request<Body>, service: &mut S) -> Answer
+    fn admit<S>(self: Arc<Self>, request: Request<Body>, service: &mut S, asked: Asked) -> Answer
     where
         S: TowerService<Request<Body>, Response = Response<Body>, Error = Infallible, Future = Answer>,
     {
@@ -170,6 +173,7 @@ impl Inbound {
         let answer = service.call(request.map(counted));
         Box::pin(async move {
             let answer = answer.await;
+            let answer = answer.map(|answer| unread::explain(asked, answer, &share.inbound.service.config.limits));
             drop(share);
             answer
         })

@@ -23,6 +23,7 @@ mod route;
 mod send;
 pub(crate) mod server;
 mod telemetry;
+mod unread;
 pub(crate) mod wire;
 
 use std::sync::{

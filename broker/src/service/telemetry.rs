@@ -18,6 +18,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     Client, Service,
+    unread::{self, Asked},
     wire::{
         settings,
         status::{Fault, ok},
@@ -34,13 +35,15 @@ struct Open {
     client: Client,
     inbound: Streaming<TelemetryCommand>,
     closing: CancellationToken,
+    /// The last answer is given.
+    ended: bool,
 }
 
 impl Service {
     /// Answers each Settings of the client; ends when the client ends or the listener closes.
     pub fn telemetry(self: Arc<Self>, client: Client, inbound: Streaming<TelemetryCommand>) -> Answers {
         let closing = self.closing();
-        let open = Open { service: self, client, inbound, closing };
+        let open = Open { service: self, client, inbound, closing, ended: false };
         Box::pin(stream::unfold(open, |mut open| async {
             let answer = open.next().await?;
             Some((Ok(answer), open))
@@ -96,9 +99,21 @@ impl Open {
     /// The next answer. Commands other than Settings answer questions that this broker does not ask, and are passed over.
     async fn next(&mut self) -> Option<TelemetryCommand> {
         loop {
+            if self.ended {
+                return None;
+            }
             let command = tokio::select! {
-                command = self.inbound.message() => command.ok()??,
+                command = self.inbound.message() => command,
                 () = self.closing.cancelled() => return None,
+            };
+            let command = match command {
+                Ok(command) => command?,
+                Err(status) => {
+                    // Where a message ends is not known after one that could not be read. Otherwise the client is gone.
+                    self.ended = true;
+                    let fault = unread::fault(Asked::Messaging, &status, &self.service.config.limits)?;
+                    return Some(settings::command(Err(fault)));
+                }
             };
             match command.command {
                 Some(Command::Settings(asked)) => {
