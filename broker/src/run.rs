@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use prost::Message as _;
 use quorate_proto::{
     doors::{Net, NetListener},
     time::Clock,
@@ -26,7 +27,7 @@ use crate::{
     config::{BrokerConfig, ConfigError, split_address},
     health::Health,
     http::{
-        Pages,
+        ClusterPage, Pages,
         scrape::{Beside, Scrape},
     },
     leader::{
@@ -157,6 +158,7 @@ pub async fn run_beside(
     config.validate()?;
     let config = Arc::new(config);
     let (started, scrape) = (tokio::time::Instant::now(), Arc::new(OnceLock::new()));
+    let cluster = Arc::new(OnceLock::new());
     let (gone, health) = (CancellationToken::new(), Arc::new(Health::new()));
     let mut tasks = Tasks::default();
     let http = match config.network.http_listen.as_str() {
@@ -169,7 +171,7 @@ pub async fn run_beside(
     // From here on the node can be asked how it is: opening a long log takes a while.
     tasks.spawn("pulse", health.clone().run(gone.clone()));
     if let Some(http) = http {
-        let pages = Pages { health: health.clone(), scrape: scrape.clone() };
+        let pages = Pages { health: health.clone(), scrape: scrape.clone(), cluster: cluster.clone() };
         tasks.spawn("http server", pages.serve(http, gone.clone()));
     }
     let (node, proposer) = tokio::select! {
@@ -187,8 +189,17 @@ pub async fn run_beside(
         started,
         beside,
     });
+    let _ = cluster.set(cluster_page(node.service.clone()));
     ready(bound);
     node.work(proposer, doors, entrances, tasks, Stopping { shutdown, gone }).await
+}
+
+/// What the HTTP listener says of the group, with the addresses of the default listener.
+fn cluster_page(service: Arc<Service>) -> ClusterPage {
+    Arc::new(move || {
+        let service = service.clone();
+        Box::pin(async move { service.cluster_status(&None).await.encode_to_vec() })
+    })
 }
 
 /// Binds the address of a setting.

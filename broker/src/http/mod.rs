@@ -13,10 +13,12 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use quorate_proto::doors::{NetListener, Stream};
+use quorate_proto::doors::{BoxFuture, NetListener, Stream};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +39,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
+const PROTOBUF: &str = "application/x-protobuf";
 
 const INDEX: &str = "\
 quorate
@@ -45,7 +48,12 @@ quorate
 /health/ready         it can serve or forward
 /health/safe-to-stop  the group keeps its quorum without it
 /metrics              numbers for Prometheus
+/cluster              every node of the group (protobuf, for `quorate cluster status`)
 ";
+
+/// Gathers the state of the broker group as `quorate.admin.ClusterStatusResponse`. It stands here too because a node that reaches no other
+/// closes its client listeners, and is then the one that operators want to ask.
+pub(crate) type ClusterPage = Arc<dyn Fn() -> BoxFuture<'static, Vec<u8>> + Send + Sync>;
 
 /// What is served. Cheap to clone.
 #[derive(Clone)]
@@ -54,6 +62,8 @@ pub(crate) struct Pages {
     pub health: Arc<Health>,
     /// Its metrics, once there is a node.
     pub scrape: Arc<OnceLock<Scrape>>,
+    /// The state of the group, once the node has joined it.
+    pub cluster: Arc<OnceLock<ClusterPage>>,
 }
 
 impl Pages {
@@ -92,14 +102,14 @@ impl Pages {
             .serve_connection(
                 TokioIo::new(stream),
                 service_fn(|request: Request<Incoming>| {
-                    let answer = self.answer(request.method(), request.uri().path());
-                    std::future::ready(Ok::<_, Infallible>(answer))
+                    let pages = self.clone();
+                    async move { Ok::<_, Infallible>(pages.answer(request.method(), request.uri().path()).await) }
                 }),
             );
         let _ = tokio::time::timeout(CONNECTION_TIMEOUT, served).await;
     }
 
-    fn answer(&self, method: &Method, path: &str) -> Response<String> {
+    async fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         if method != Method::GET && method != Method::HEAD {
             let mut answer = page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned());
             answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -114,6 +124,12 @@ impl Pages {
                 None => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the node reads its log\n".to_owned()),
             };
         }
+        if path == "/cluster" {
+            return match self.cluster.get() {
+                Some(gather) => page(StatusCode::OK, PROTOBUF, gather().await),
+                None => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the node reads its log\n".to_owned()),
+            };
+        }
         let asked = path.strip_prefix("/health/");
         if let Some(check) = Check::ALL.into_iter().find(|check| asked == Some(check.name())) {
             return self.health(check);
@@ -121,7 +137,7 @@ impl Pages {
         page(StatusCode::NOT_FOUND, TEXT, "no such page; see /\n".to_owned())
     }
 
-    fn health(&self, check: Check) -> Response<String> {
+    fn health(&self, check: Check) -> Response<Full<Bytes>> {
         let why = self.health.why_not(check);
         let ok = why.is_empty();
         let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -130,8 +146,8 @@ impl Pages {
     }
 }
 
-fn page(status: StatusCode, kind: &'static str, body: String) -> Response<String> {
-    let mut answer = Response::new(body);
+fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));

@@ -15,7 +15,8 @@ async fn start() -> (String, CancellationToken, JoinSet<()>) {
     let listener = TcpNet.listen("127.0.0.1:0").await.expect("a free port");
     let (address, stop) = (listener.local_address(), CancellationToken::new());
     let mut tasks = JoinSet::new();
-    tasks.spawn(Pages { health: Arc::new(Health::new()), scrape: Arc::default() }.serve(listener, stop.clone()));
+    let pages = Pages { health: Arc::new(Health::new()), scrape: Arc::default(), cluster: Arc::default() };
+    tasks.spawn(pages.serve(listener, stop.clone()));
     (address, stop, tasks)
 }
 
@@ -39,6 +40,7 @@ async fn pages_answer_with_code_kind_and_reason() {
     assert!(ready.starts_with("HTTP/1.1 503 ") && ready.contains("reads its log"), "{ready}");
     assert!(said(&address, &get("/health/safe-to-stop")).await.starts_with("HTTP/1.1 503 "));
     assert!(said(&address, &get("/metrics")).await.starts_with("HTTP/1.1 503 "));
+    assert!(said(&address, &get("/cluster")).await.starts_with("HTTP/1.1 503 "));
     assert!(said(&address, &get("/")).await.contains("/health/safe-to-stop"));
     for path in ["/health", "/health/", "/health/dead", "//", "/metric"] {
         assert!(said(&address, &get(path)).await.starts_with("HTTP/1.1 404 "), "{path}");

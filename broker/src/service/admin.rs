@@ -32,7 +32,7 @@ use crate::{
         kind_of,
     },
     machine::TopicKind,
-    registrar::Addresses,
+    registrar::{Addresses, ListenerName},
 };
 
 /// Longest wait for a peer's report.
@@ -165,28 +165,7 @@ impl BrokerAdmin for Operators {
     }
 
     async fn cluster_status(&self, request: Request<ClusterStatusRequest>) -> Answer<ClusterStatusResponse> {
-        let service = &self.0;
-        let mut nodes = vec![service.reporter.report()];
-        for (member, report) in service.dispatch.reports(REPORT_TIMEOUT).await {
-            nodes.push(report.unwrap_or_else(|error| NodeStatus {
-                number: member.id.number().into(),
-                reachable: false,
-                client_address: member.info.map(|info| Addresses::parse(&info).own).unwrap_or_default(),
-                peer_address: member.peer_address,
-                error,
-                ..NodeStatus::default()
-            }));
-        }
-        nodes.sort_by_key(|node| node.number);
-        let node = &service.config.node;
-        Ok(Response::new(ClusterStatusResponse {
-            outcome: Some(outcome(Ok(()))),
-            cluster: node.cluster.clone(),
-            group: node.group.clone(),
-            nodes,
-            route: service.live.addresses(&came_by(request.extensions())).to_vec(),
-            answered_by: node.number.into(),
-        }))
+        Ok(Response::new(self.0.cluster_status(&came_by(request.extensions())).await))
     }
 
     async fn transfer_leadership(
@@ -207,6 +186,42 @@ impl BrokerAdmin for Operators {
     async fn leader_history(&self, _: Request<LeaderHistoryRequest>) -> Answer<LeaderHistoryResponse> {
         let nodes = leadership::histories(&self.0.reporter.group, self.0.clock.now()).await;
         Ok(Response::new(LeaderHistoryResponse { outcome: Some(outcome(Ok(()))), nodes }))
+    }
+}
+
+impl Service {
+    /// The state of every node, as this one gathers it now; needs no leader. Nodes of the configuration that have never been heard of are
+    /// named too, so that whoever starts a group sees for whom it waits.
+    pub(crate) async fn cluster_status(&self, listener: &ListenerName) -> ClusterStatusResponse {
+        let away = |number: u16, peer_address: String, error: String| NodeStatus {
+            number: number.into(),
+            reachable: false,
+            peer_address,
+            error,
+            ..NodeStatus::default()
+        };
+        let mut nodes = vec![self.reporter.report()];
+        for (member, report) in self.dispatch.reports(REPORT_TIMEOUT).await {
+            nodes.push(report.unwrap_or_else(|error| NodeStatus {
+                client_address: member.info.map(|info| Addresses::parse(&info).own).unwrap_or_default(),
+                ..away(member.id.number(), member.peer_address, error)
+            }));
+        }
+        for peer in self.config.peers() {
+            if !nodes.iter().any(|node| node.number == u32::from(peer.number)) {
+                nodes.push(away(peer.number, peer.address, "has not joined the group yet".into()));
+            }
+        }
+        nodes.sort_by_key(|node| node.number);
+        let node = &self.config.node;
+        ClusterStatusResponse {
+            outcome: Some(outcome(Ok(()))),
+            cluster: node.cluster.clone(),
+            group: node.group.clone(),
+            nodes,
+            route: self.live.addresses(listener).to_vec(),
+            answered_by: node.number.into(),
+        }
     }
 }
 
