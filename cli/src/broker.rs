@@ -86,7 +86,7 @@ pub struct BrokerArgs {
     /// How log lines look (log.format)
     #[arg(long, value_enum)]
     log_format: Option<LogFormat>,
-    /// Print all settings with their origin as a TOML file, and do nothing else
+    /// Print all settings with their origin as a TOML file, check them, and do nothing else
     #[arg(long)]
     print_config: bool,
 }
@@ -125,13 +125,16 @@ impl BrokerArgs {
     /// What kept it from starting or going on, with the file, port or key and the remedy.
     pub fn run(&self) -> Result<ExitCode, Failure> {
         let loaded = self.load()?;
+        // Before they are checked: the place of a wrong one is to be seen there.
         if self.print_config {
             print!("{}", loaded.print());
-            return Ok(ExitCode::SUCCESS);
         }
         let file = &loaded.settings;
         file.broker.validate().map_err(|error| wrong(&error, &loaded))?;
         let listeners = check_name_server(file, &loaded)?;
+        if self.print_config {
+            return Ok(ExitCode::SUCCESS);
+        }
         logging::start(&file.log)?;
         loaded.print_changed().for_each(|line| note(format!("config: {line}")));
         let raft = build(runtime::Builder::new_multi_thread().worker_threads(RAFT_THREADS).thread_name("raft"))?;

@@ -42,6 +42,11 @@ pub fn config(what: impl Into<String>, why: impl Into<String>, next: impl Into<S
     Failure { exit: Exit::Usage, ..error(what, why, next) }
 }
 
+/// Nobody leads, as far as can be seen.
+pub fn no_quorum(what: impl Into<String>, why: impl Into<String>, next: impl Into<String>) -> Failure {
+    Failure { exit: Exit::NoQuorum, ..error(what, why, next) }
+}
+
 /// A call of the client; `what` says what it was for.
 pub fn call(what: impl Into<String>, error: &CallError, endpoints: &str) -> Failure {
     let status = format!("quorate cluster status --endpoints '{endpoints}'");
@@ -56,9 +61,10 @@ pub fn call(what: impl Into<String>, error: &CallError, endpoints: &str) -> Fail
             ("use the address of a broker node (a name server answers routes only)".to_owned(), Exit::Error)
         }
         CallError::Refused { .. } => ("correct the call as the reason says".to_owned(), Exit::Error),
-        CallError::NotNow { code: 0, .. } => {
-            ("start a broker (quorate dev --no-demo), or name a live one with --endpoints".to_owned(), Exit::Error)
-        }
+        CallError::NotNow { code: 0, .. } => (
+            format!("start a broker (quorate dev --no-demo), or name a live one with --endpoints; {status}"),
+            Exit::Error,
+        ),
         CallError::NotNow { code: 50002, .. } => (status, Exit::NoQuorum),
         CallError::NotNow { .. } => ("try again in a moment".to_owned(), Exit::Error),
         CallError::Unknown { .. } => (format!("look whether it took effect, then repeat; {status}"), Exit::Error),

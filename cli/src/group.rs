@@ -41,7 +41,9 @@ impl GroupCommand {
         match self {
             Self::Create { name, fifo } => {
                 admin.create_group(name, *fifo).await?;
-                Ok(list(&[ConsumerGroup { name: name.clone(), fifo: *fifo, created_ms: 0 }]))
+                let mut groups = admin.list_groups().await?;
+                groups.retain(|group| group.name == *name);
+                Ok(list(&groups))
             }
             Self::List => Ok(list(&admin.list_groups().await?)),
             Self::Delete { name } => {
@@ -57,6 +59,9 @@ fn list(groups: &[ConsumerGroup]) -> Answer {
     Answer {
         header: vec!["GROUP", "ORDER"],
         rows: groups.iter().map(|group| vec![group.name.clone(), order(group).to_owned()]).collect(),
-        json: groups.iter().map(|group| json!({ "name": group.name, "fifo": group.fifo })).collect(),
+        json: groups
+            .iter()
+            .map(|group| json!({ "name": group.name, "fifo": group.fifo, "created_ms": group.created_ms }))
+            .collect(),
     }
 }

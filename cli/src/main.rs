@@ -17,6 +17,8 @@ mod logging;
 mod message;
 mod namesrv;
 mod output;
+mod page;
+mod status;
 mod stop;
 mod topic;
 
@@ -27,6 +29,7 @@ use quorate_client::{CallError, Client, ClientConfig, Doors};
 
 use crate::{
     cli::{Cli, Command},
+    cluster::ClusterCommand,
     failure::Failure,
     output::{Answer, note},
 };
@@ -81,11 +84,15 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         }),
         Command::Cluster(command) => on(1, async {
             let failed = called(command.purpose().to_owned());
-            let health = match client(endpoints) {
-                Ok(client) => command.run(&client.admin(), cli.output).await,
-                Err(error) => Err(error),
+            let client = client(endpoints).map_err(called(command.purpose().to_owned()))?;
+            let health = match command {
+                ClusterCommand::Status(status) => status.run(&client.admin(), endpoints, cli.output).await?,
+                ClusterCommand::Transfer(args) => {
+                    Ok(cluster::transfer(args, &client.admin(), cli.output).await.map_err(failed)?)
+                }
+                ClusterCommand::History => Ok(cluster::history(&client.admin(), cli.output).await.map_err(failed)?),
             };
-            Ok(health.map_err(failed)?.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS))
+            Ok(health.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS))
         }),
         Command::Doctor(command) => on(1, command.run(endpoints, cli.output)),
         Command::Bench(command) => on(command.threads(), async {

@@ -34,14 +34,14 @@ pub enum MessageCommand {
         /// The consumer group
         #[arg(long)]
         group: String,
-        /// Most messages
-        #[arg(long, default_value_t = 32)]
+        /// Most messages, 1 to 65535
+        #[arg(long, default_value_t = 32, allow_negative_numbers = true, value_parser = clap::value_parser!(u16).range(1..))]
         max: u16,
         /// Seconds to wait for a first message
-        #[arg(long, default_value_t = 5)]
+        #[arg(long, default_value_t = 5, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(..=3_600))]
         wait: u64,
         /// Seconds that they stay hidden from others
-        #[arg(long, default_value_t = 30)]
+        #[arg(long, default_value_t = 30, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..=2_592_000))]
         invisible: u64,
         /// Ack what was received
         #[arg(long)]

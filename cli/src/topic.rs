@@ -13,8 +13,8 @@ pub enum TopicCommand {
     Create {
         /// 1 to 127 characters of a-z A-Z 0-9 _ - % |
         name: String,
-        /// Numbered lanes; more of them let more consumers of an ordered topic work side by side
-        #[arg(long, default_value_t = 8)]
+        /// Numbered lanes, 1 to 1024; more of them let more consumers of an ordered topic work side by side
+        #[arg(long, default_value_t = 8, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=1024))]
         queues: u32,
         /// The kind of messages it takes
         #[arg(long = "type", value_enum, default_value_t = Kind::Normal)]

@@ -48,6 +48,43 @@ fn wrong_settings_are_refused_with_the_place_and_the_remedy() {
 }
 
 #[test]
+fn print_config_shows_a_wrong_setting_and_then_refuses_it() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let config = config(dir.path(), "[storage]\nsegment_bytes = \"8MiB\"\n");
+    let (code, out, err) = said(&run(&["broker", "--print-config", "--config", &config]));
+    assert!(code == 2 && out.contains("storage.segment_bytes = \"8MiB\""), "{code} {out}");
+    assert!(err.contains("storage.segment_bytes") && err.contains("broker.toml:4") && err.contains("32MiB"), "{err}");
+    let output = quorate(&["broker", "--print-config"]).env("QUORATE_LIMITS_PARKED_RECEIVES_MAX", "0").output();
+    let (code, _, err) = said(&output.expect("the binary runs"));
+    assert!(code == 2 && err.contains("0 is out of range; write 1 to 10000000"), "{err}");
+}
+
+#[test]
+fn numbers_that_make_no_sense_are_wrong_usage_with_the_range() {
+    for (args, range) in [
+        (&["topic", "create", "t", "--queues", "-1"][..], "1..=1024"),
+        (&["topic", "create", "t", "--queues", "0"], "1..=1024"),
+        (&["message", "receive", "t", "--group", "g", "--max", "0"], "1..=65535"),
+        (&["cluster", "status", "--watch=0"], "0.1 to 86400"),
+        (&["cluster", "status", "--watch=-1"], "0.1 to 86400"),
+        (&["cluster", "status", "--watch=nan"], "0.1 to 86400"),
+    ] {
+        let (code, _, err) = said(&run(args));
+        assert!(code == 2 && err.contains(range), "{args:?}: {err}");
+    }
+}
+
+/// What beyond `limits.connections_max` happens to a connection: it is taken and closed.
+#[test]
+fn a_command_whose_connection_is_closed_at_once_says_that_nothing_was_sent() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    let (code, _, err) = said(&run(&["topic", "create", "t", "--endpoints", &address]));
+    assert!(code == 1 && err.contains("not now") && !err.contains("unknown"), "{err}");
+}
+
+#[test]
 fn a_node_serves_the_commands_and_stops_in_order() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (data, config) = (dir.path().join("data"), config(dir.path(), ""));

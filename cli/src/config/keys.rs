@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 /// Variables of the same prefix that are not settings of a role.
-const OTHER_VARIABLES: [&str; 2] = ["QUORATE_ENDPOINTS", "QUORATE_CONFIG"];
+const OTHER_VARIABLES: [&str; 3] = ["QUORATE_ENDPOINTS", "QUORATE_CONFIG", "QUORATE_HTTP"];
 
 /// Every leaf of the defaults, `section.key`, with its default.
 #[derive(Clone, Debug)]

@@ -67,21 +67,33 @@ struct Shared {
 }
 
 impl Connection {
-    /// Connects to `address` within `timeout`.
+    /// Connects to `address` within `timeout`, and waits until the other side has said that it speaks HTTP/2: a node with too many
+    /// connections, or a port that somebody else forwards to nobody, takes a connection only to close it, and a call handed to that
+    /// would be one of unknown outcome.
     ///
     /// # Errors
-    /// Those of the network door; `TimedOut` if nobody answered, `InvalidInput` if it is no address.
+    /// Those of the network door; `TimedOut` if nobody answered, `InvalidInput` if it is no address. Nothing was asked of the other side.
     pub(crate) async fn dial(net: &dyn Net, address: &Arc<str>, timeout: Duration) -> io::Result<Self> {
         let origin: http::Uri = format!("http://{address}").parse().map_err(io::Error::other)?;
         let dialing = async {
             let stream = net.connect(address).await?;
-            h2::client::Builder::new()
+            let (requests, mut driver) = h2::client::Builder::new()
                 .initial_window_size(STREAM_WINDOW_BYTES)
                 .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
                 .enable_push(false)
+                // None, until the other side's settings say how many.
+                .initial_max_send_streams(0)
                 .handshake::<_, Bytes>(stream)
                 .await
-                .map_err(io::Error::other)
+                .map_err(io::Error::other)?;
+            poll_fn(|cx| match Pin::new(&mut driver).poll(cx) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(io::Error::other(error))),
+                Poll::Ready(Ok(())) => Poll::Ready(Err(closed())),
+                Poll::Pending if driver.max_concurrent_send_streams() > 0 => Poll::Ready(Ok(())),
+                Poll::Pending => Poll::Pending,
+            })
+            .await?;
+            Ok::<_, io::Error>((requests, driver))
         };
         let (requests, driver) = tokio::time::timeout(timeout, dialing)
             .await
@@ -147,6 +159,13 @@ impl Connection {
         .await?;
         Ok(response.map(|stream| Download { stream, data_ended: false, upload, _connection: self.shared }))
     }
+}
+
+fn closed() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::ConnectionRefused,
+        "closed as soon as it was made (the node may have too many connections)",
+    )
 }
 
 impl tower::Service<http::Request<Body>> for Connection {

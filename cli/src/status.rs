@@ -1,0 +1,361 @@
+//! `quorate cluster status`: every node on one screen, and their health as an exit code.
+//!
+//! The nodes are asked at their client listeners. A node that reaches no other of its group closes those, so that clients move on; when none
+//! answers there, the HTTP listeners are asked instead, which stay open. What several of them tell is put together, each node's own
+//! word first, so that a group without a quorum shows who is there and who is not.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, Write as _},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::Args;
+use prost::Message as _;
+use quorate_client::{Admin, CallError, ClusterStatusResponse, NodeStatus};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::{
+    broker,
+    failure::{self, Exit, Failure},
+    output::{Answer, Format, is_screen, note},
+    page,
+};
+
+/// What failed if nothing can be shown.
+pub const PURPOSE: &str = "the cluster's state is not known";
+/// Where a node's HTTP listener is if nobody said anything else.
+const HTTP_PORT: u16 = 9872;
+
+/// How to look.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Show it again every so many seconds, 0.1 to 86400, until Ctrl-C
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", require_equals = true, value_parser = rest)]
+    watch: Option<Duration>,
+    /// HTTP listeners of nodes, host:port, several separated by ; they are asked when no node takes clients [default: port 9872 of the
+    /// endpoints' hosts, and network.http_listen as a node here would read it]
+    #[arg(long, env = "QUORATE_HTTP", value_name = "LIST")]
+    http: Option<String>,
+    /// TOML file with the settings of a node here
+    #[arg(long, env = "QUORATE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn rest(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    // NaN is in no range.
+    if !(0.1..=86_400.0).contains(&seconds) {
+        return Err("must be 0.1 to 86400 seconds".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+impl StatusArgs {
+    /// Shows it, once or until Ctrl-C. Returns what the last state is worth.
+    ///
+    /// # Errors
+    /// No node answers (exit code 4), or the call was refused.
+    pub async fn run(&self, admin: &Admin, endpoints: &str, format: Format) -> Result<Result<(), Exit>, Failure> {
+        let Some(rest) = self.watch else {
+            let status = self.look(admin, endpoints).await?;
+            // A closed pipe on the other side changes nothing about the health.
+            let _ = answer(&status).print(format);
+            verdict(&status).into_iter().for_each(note);
+            return Ok(health(&status));
+        };
+        loop {
+            let text = match (self.look(admin, endpoints).await, format) {
+                (Ok(status), Format::Json) => answer(&status).render(format),
+                (Ok(status), Format::Table) => {
+                    let table = answer(&status).render(format);
+                    verdict(&status).map_or(table.clone(), |verdict| format!("{table}\n{verdict}"))
+                }
+                (Err(failure), Format::Json) => json!({ "error": failure.to_string() }).to_string(),
+                (Err(failure), Format::Table) => failure.to_string(),
+            };
+            if is_screen() && format == Format::Table {
+                print!("\x1b[H\x1b[2J");
+            }
+            if writeln!(io::stdout(), "{text}").is_err() {
+                return Ok(Ok(()));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(rest) => {}
+                _ = tokio::signal::ctrl_c() => return Ok(Ok(())),
+            }
+        }
+    }
+
+    async fn look(&self, admin: &Admin, endpoints: &str) -> Result<ClusterStatusResponse, Failure> {
+        let error = match admin.cluster_status().await {
+            Ok(status) => return Ok(status),
+            Err(error @ (CallError::Refused { .. } | CallError::Config { .. })) => {
+                return Err(failure::call(PURPOSE, &error, endpoints));
+            }
+            Err(error) => error,
+        };
+        let (pages, is_told) = match &self.http {
+            Some(list) => (split(list).map(str::to_owned).collect(), true),
+            None => (self.guess(endpoints), false),
+        };
+        let mut asked = JoinSet::new();
+        for page in pages {
+            asked.spawn_blocking(move || {
+                let answer = ask(&page);
+                (page, answer)
+            });
+        }
+        let (mut told, mut silent) = (Vec::new(), BTreeMap::new());
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok((_, Ok(status))) if is_told || is_of(&status, endpoints) => told.push(status),
+                Ok((page, Ok(status))) => {
+                    drop(silent.insert(page, format!("a node of cluster {}, without these endpoints", status.cluster)));
+                }
+                Ok((page, Err(error))) => drop(silent.insert(page, error.to_string())),
+                Err(panicked) => drop(silent.insert("?".to_owned(), panicked.to_string())),
+            }
+        }
+        merge(told).ok_or_else(|| nobody(endpoints, &error, &silent))
+    }
+
+    /// Where the nodes behind `endpoints` may have their HTTP listeners. On this machine, where a node here would have it.
+    fn guess(&self, endpoints: &str) -> BTreeSet<String> {
+        let here = broker::http_listen(self.config.as_ref()).ok();
+        let here = here.as_deref().and_then(port).unwrap_or(HTTP_PORT);
+        let hosts = split(endpoints).filter_map(|endpoint| Some(endpoint.rsplit_once(':')?.0));
+        hosts
+            .map(|host| {
+                let is_here = host == "localhost" || host.starts_with("127.") || host == "[::1]";
+                format!("{host}:{}", if is_here { here } else { HTTP_PORT })
+            })
+            .collect()
+    }
+}
+
+fn split(list: &str) -> impl Iterator<Item = &str> {
+    list.split([';', ',']).map(str::trim).filter(|part| !part.is_empty())
+}
+
+fn port(address: &str) -> Option<u16> {
+    address.rsplit_once(':')?.1.parse().ok()
+}
+
+/// What the node with this HTTP listener knows of its group.
+fn ask(address: &str) -> io::Result<ClusterStatusResponse> {
+    let page = page::get(address, "/cluster")?;
+    match page.status {
+        200 => {
+            ClusterStatusResponse::decode(page.body.as_slice()).map_err(|_| page::no_node("not the state of a group"))
+        }
+        503 => Err(io::Error::other(String::from_utf8_lossy(&page.body).trim().to_owned())),
+        status => Err(page::no_node(&format!("status {status}"))),
+    }
+}
+
+/// Whether a listener that was only guessed is one of the group that was asked for: another one may run on the same machine.
+fn is_of(status: &ClusterStatusResponse, endpoints: &str) -> bool {
+    let asked: BTreeSet<u16> = split(endpoints).filter_map(port).collect();
+    status.nodes.iter().filter_map(|node| port(&node.client_address)).any(|port| asked.contains(&port))
+}
+
+/// One state of what several nodes tell: of each node its own word, else that of one that reached it, else that of one that did not.
+fn merge(told: Vec<ClusterStatusResponse>) -> Option<ClusterStatusResponse> {
+    let weight = |by: u32, node: &NodeStatus| (by == node.number, node.reachable);
+    let mut best: BTreeMap<u32, (u32, NodeStatus)> = BTreeMap::new();
+    for status in &told {
+        for node in &status.nodes {
+            let known = best.get(&node.number);
+            if known.is_none_or(|(by, known)| weight(*by, known) < weight(status.answered_by, node)) {
+                best.insert(node.number, (status.answered_by, node.clone()));
+            }
+        }
+    }
+    let first = told.into_iter().min_by_key(|status| status.answered_by)?;
+    Some(ClusterStatusResponse { nodes: best.into_values().map(|(_, node)| node).collect(), ..first })
+}
+
+fn nobody(endpoints: &str, error: &CallError, silent: &BTreeMap<String, String>) -> Failure {
+    let silent: Vec<String> = silent.iter().map(|(page, why)| format!("{page} ({why})")).collect();
+    failure::no_quorum(
+        format!("{PURPOSE}: no node answers, so no leader and no quorum can be seen from here"),
+        format!(
+            "none of the client listeners {} ({error}), none of the HTTP listeners {}",
+            split(endpoints).collect::<Vec<_>>().join(", "),
+            silent.join(", ")
+        ),
+        "start the nodes, or name their HTTP listeners with --http: a node that reaches no other takes no clients, and answers there",
+    )
+}
+
+fn leads(node: &NodeStatus) -> bool {
+    node.reachable && node.role == "leader"
+}
+
+/// Nobody leads, a node is away, or all is well.
+fn health(status: &ClusterStatusResponse) -> Result<(), Exit> {
+    if !status.nodes.iter().any(leads) {
+        return Err(Exit::NoQuorum);
+    }
+    if status.nodes.iter().all(|node| node.reachable) { Ok(()) } else { Err(Exit::Unhealthy) }
+}
+
+/// What is wrong when nobody leads, in words.
+fn verdict(status: &ClusterStatusResponse) -> Option<String> {
+    if health(status) != Err(Exit::NoQuorum) {
+        return None;
+    }
+    let named = |reachable: bool, one: &str, many: &str| {
+        let nodes = status.nodes.iter().filter(|node| node.reachable == reachable);
+        let numbers: Vec<String> = nodes.map(|node| node.number.to_string()).collect();
+        match numbers.as_slice() {
+            [] => None,
+            [number] => Some(format!("node {number} {one}")),
+            several => Some(format!("nodes {} {many}", several.join(", "))),
+        }
+    };
+    let parts: Vec<String> =
+        [named(true, "answers", "answer"), named(false, "does not", "do not")].into_iter().flatten().collect();
+    let majority = status.nodes.len() / 2 + 1;
+    Some(format!(
+        "no leader / no quorum: {}; {majority} of {} must reach each other, so start those that are away",
+        parts.join(", "),
+        status.nodes.len()
+    ))
+}
+
+fn answer(status: &ClusterStatusResponse) -> Answer {
+    let end = status.nodes.iter().filter(|node| node.reachable).map(|node| node.last_index).max().unwrap_or(0);
+    let row = |node: &NodeStatus| {
+        if !node.reachable {
+            let mut row = vec![node.number.to_string(), "away".to_owned()];
+            row.extend(std::iter::repeat_n("-".to_owned(), 6));
+            row.extend([node.client_address.clone(), node.error.clone()]);
+            return row;
+        }
+        let unsynced = node.end_position.saturating_sub(node.synced_position);
+        let synced = if unsynced == 0 { "all".to_owned() } else { format!("-{unsynced} B") };
+        vec![
+            node.number.to_string(),
+            node.role.clone(),
+            node.term.to_string(),
+            node.last_index.to_string(),
+            node.committed_index.to_string(),
+            node.applied_index.to_string(),
+            synced,
+            end.saturating_sub(node.last_index).to_string(),
+            node.client_address.clone(),
+            format!("{} {} on {}", node.version, node.flush, node.file_system),
+        ]
+    };
+    Answer {
+        header: vec!["NODE", "ROLE", "TERM", "LAST", "COMMITTED", "APPLIED", "SYNCED", "LAG", "ADDRESS", "NOTE"],
+        rows: status.nodes.iter().map(row).collect(),
+        json: json!({
+            "cluster": status.cluster,
+            "group": status.group,
+            "leader": status.nodes.iter().find(|node| leads(node)).map(|node| node.number),
+            "nodes": status.nodes.iter().map(|node| object(node, end)).collect::<Vec<_>>(),
+        }),
+    }
+}
+
+fn object(node: &NodeStatus, end: u64) -> Value {
+    json!({
+        "number": node.number,
+        "reachable": node.reachable,
+        "role": node.role,
+        "term": node.term,
+        "leader": node.leader,
+        "last_index": node.last_index,
+        "committed_index": node.committed_index,
+        "applied_index": node.applied_index,
+        "synced_position": node.synced_position,
+        "end_position": node.end_position,
+        "floor_position": node.floor_position,
+        "lag": end.saturating_sub(node.last_index),
+        "client_address": node.client_address,
+        "peer_address": node.peer_address,
+        "version": node.version,
+        "syncs": node.syncs,
+        "entries": node.entries,
+        "cpu_us": node.cpu_us,
+        "resident_bytes": node.resident_bytes,
+        "flush": node.flush,
+        "file_system": node.file_system,
+        "pid": node.pid,
+        "error": node.error,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(number: u32, role: &str, last_index: u64) -> NodeStatus {
+        NodeStatus { number, reachable: !role.is_empty(), role: role.to_owned(), last_index, ..NodeStatus::default() }
+    }
+
+    fn status(nodes: Vec<NodeStatus>) -> ClusterStatusResponse {
+        ClusterStatusResponse { nodes, ..ClusterStatusResponse::default() }
+    }
+
+    #[test]
+    fn health_is_an_exit_code() {
+        let all = status(vec![node(1, "leader", 9), node(2, "follower", 9), node(3, "follower", 7)]);
+        assert_eq!(health(&all), Ok(()));
+        assert_eq!(health(&status(vec![node(1, "leader", 9), node(2, "", 0)])), Err(Exit::Unhealthy));
+        assert_eq!(health(&status(vec![node(1, "candidate", 9), node(2, "", 0)])), Err(Exit::NoQuorum));
+    }
+
+    #[test]
+    fn the_lag_counts_entries_behind_the_longest_log() {
+        let answer = answer(&status(vec![node(1, "leader", 9), node(2, "follower", 7), node(3, "", 0)]));
+        let lags: Vec<&str> = answer.rows.iter().map(|row| row[7].as_str()).collect();
+        assert_eq!(lags, ["0", "2", "-"]);
+        assert!(answer.rows.iter().all(|row| row.len() == answer.header.len()));
+        assert_eq!(answer.json["nodes"][1]["lag"], 2);
+    }
+
+    #[test]
+    fn without_a_leader_it_says_who_answers_and_who_does_not() {
+        let alone = status(vec![node(1, "candidate", 9), node(2, "", 0), node(3, "", 0)]);
+        let said = verdict(&alone).expect("nobody leads");
+        assert!(said.contains("node 1 answers, nodes 2, 3 do not; 2 of 3 must reach each other"), "{said}");
+        assert_eq!(answer(&alone).json["leader"], Value::Null);
+        let led = status(vec![node(1, "leader", 9), node(2, "", 0)]);
+        assert_eq!((verdict(&led), answer(&led).json["leader"].as_u64()), (None, Some(1)));
+    }
+
+    #[test]
+    fn of_each_node_its_own_word_counts_first() {
+        let told = |by, nodes| ClusterStatusResponse { answered_by: by, ..status(nodes) };
+        let one = told(1, vec![node(1, "follower", 9), node(2, "", 0), node(3, "", 0)]);
+        let two = told(2, vec![node(1, "", 0), node(2, "candidate", 8), node(3, "", 0)]);
+        for order in [vec![one.clone(), two.clone()], vec![two, one]] {
+            let merged = merge(order).expect("somebody told something");
+            let roles: Vec<_> = merged.nodes.iter().map(|node| (node.number, node.role.as_str())).collect();
+            assert_eq!((roles, merged.answered_by), (vec![(1, "follower"), (2, "candidate"), (3, "")], 1));
+        }
+        assert_eq!(merge(Vec::new()), None);
+    }
+
+    #[test]
+    fn a_guessed_listener_counts_only_if_its_group_has_the_endpoints() {
+        let mut own = node(1, "follower", 1);
+        own.client_address = "172.28.81.11:8081".to_owned();
+        assert!(is_of(&status(vec![own.clone()]), "127.0.0.1:8081;127.0.0.1:8082"));
+        assert!(!is_of(&status(vec![own]), "127.0.0.1:18081"));
+    }
+
+    #[test]
+    fn an_interval_is_a_sane_number_of_seconds() {
+        assert_eq!(rest("0.5"), Ok(Duration::from_millis(500)));
+        for wrong in ["0", "-1", "nan", "inf", "1e9", "", "1s"] {
+            assert!(rest(wrong).is_err(), "{wrong}");
+        }
+    }
+}
