@@ -118,6 +118,8 @@ metrics! {
     registrations_failed: Counter = "quorate_broker_registrations_failed_total",
     /// Messages whose bytes had rotted on this node's disk when they were to be handed out.
     rotten: Counter = "quorate_broker_messages_rotten_total",
+    /// Consume queue records that had rotted on this node's disk when a message was to be handed out.
+    damaged: Counter = "quorate_broker_queue_records_damaged_total",
 }
 
 declare_metrics! {

@@ -26,6 +26,7 @@ use quorate_proto::time::Timestamp;
 use quorate_raft::{
     CommittedEntry, Disk, ImagePoint, LogId, LogView, MachineError, MachineStart, Position, StateMachine,
 };
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -38,10 +39,13 @@ use crate::{
         consume_queue::{Append, ConsumeQueues, RECORDS_PER_FILE},
         files::{OpenFiles, Unsynced},
         plain::Plain,
+        queue_record,
         save::{Checkpoint, Place, Remembered, Save, Saved},
     },
     waiters::Waiters,
 };
+
+pub use crate::store::queue_record::Spot;
 
 /// Commands executed under one write lock, so that readers wait well below a millisecond.
 const COMMANDS_PER_LOCK: usize = 128;
@@ -102,6 +106,8 @@ pub enum Found {
     Gone,
     /// A message whose bytes have changed on this node's disk since they were written. Another node has them.
     Rotten(Pointer),
+    /// A message, but this node's consume queue has no sound record of where it stands. Another node has one: see [`Shared::mend`].
+    Damaged(Spot),
 }
 
 /// Committed bytes, by position.
@@ -173,10 +179,13 @@ struct Inner {
     files: Arc<OpenFiles>,
     log: Box<dyn ReadLog>,
     waiters: Waiters,
+    /// Why the node must end, once somebody has found that out.
+    given_up: watch::Sender<Option<String>>,
 }
 
 impl Replica {
-    /// Opens consume queues and checkpoint and restores what the checkpoint kept. Changes no consume queue yet.
+    /// Opens consume queues and checkpoint and restores what the checkpoint kept. Of the consume queues only what is damaged or of an older
+    /// format goes yet.
     ///
     /// # Errors
     /// A file or directory that cannot be used; says which and what to do.
@@ -188,6 +197,10 @@ impl Replica {
         let files = Arc::new(OpenFiles::new(disk));
         let place = Place::new(files.clone(), settings.data_dir.clone());
         let queues = ConsumeQueues::new(files.clone(), settings.data_dir.join("queue"), settings.queue_file_records);
+        let older = queues.remove_older();
+        if older.map_err(|error| format!("{}: {error}", settings.data_dir.join("queue").display()))? {
+            warn!("consume queues of an older format are removed and made again from the log; this start takes longer");
+        }
         let (checkpoint, saved) = open_checkpoint(settings.checkpoint, &place)?;
         let (mut machine, mut applied) = (Machine::default(), None);
         if let Some(saved) = saved {
@@ -200,7 +213,14 @@ impl Replica {
             info!(applied = %id, "checkpoint loaded");
         }
         let (next_checkpoint, remembered_from) = (next_checkpoint(&machine, 0), machine.remembered().1);
-        let inner = Inner { machine: RwLock::new(machine), queues, files, log: Box::new(log), waiters: Waiters::new() };
+        let inner = Inner {
+            machine: RwLock::new(machine),
+            queues,
+            files,
+            log: Box::new(log),
+            waiters: Waiters::new(),
+            given_up: watch::Sender::new(None),
+        };
         let shared = Shared { inner: Arc::new(inner) };
         let replica = Self {
             shared: shared.clone(),
@@ -236,7 +256,7 @@ impl Replica {
         inner.queues.append(self.effects.iter().filter_map(|effect| match *effect {
             Effect::Append { topic, queue, offset, pointer } => {
                 *appended.entry(topic).or_default() += 1;
-                Some(Append { topic, queue, offset, pointer })
+                Some(Append { spot: Spot { topic, queue, offset }, pointer })
             }
             Effect::Visible { .. }
             | Effect::Scheduled { .. }
@@ -378,7 +398,7 @@ impl StateMachine for Replica {
         };
         let covered = self.inner().queues.restore(&machine, self.inner().log.floor());
         if !covered.map_err(|error| refuse(error.to_string()))? {
-            return Err(refuse("consume queue files below it are missing or short".to_owned()));
+            return Err(refuse("consume queue files below it are missing, short or damaged".to_owned()));
         }
         self.next_checkpoint = next_checkpoint(&machine, 0);
         self.remembered_from = 0;
@@ -432,14 +452,14 @@ impl Shared {
             for step in 0..run.len() {
                 records.push(match pointers.get(step).copied().flatten() {
                     Some(pointer) => self.stored(pointer)?,
-                    None => Found::Gone,
+                    None => self.absent(Spot { topic, queue, offset }.ahead(step as u64)),
                 });
             }
         }
         Ok(records)
     }
 
-    /// Pointers of up to `count` neighbouring offsets; `None` where this node has no record. Fewer than the machine counts if the last
+    /// Pointers of up to `count` neighbouring offsets; `None` where this node has no sound record: [`Shared::absent`] says why. Fewer than the machine counts if the last
     /// ones are just being taken on.
     pub(crate) fn pointers(
         &self,
@@ -449,6 +469,69 @@ impl Shared {
         count: u64,
     ) -> io::Result<Vec<Option<Pointer>>> {
         self.inner.queues.pointers(topic, queue, from, count)
+    }
+
+    /// What it means that this node has no record of a place: retention has taken it, or it has rotted.
+    pub(crate) fn absent(&self, spot: Spot) -> Found {
+        // The floor first: where it moves meanwhile, files go only after the machine's own beginning has moved.
+        let floor = self.inner.log.floor();
+        let kept = self.read(|machine| machine.topic_by_id(spot.topic)?.first_kept(spot.queue, floor));
+        let in_files = spot.offset < self.inner.queues.end(spot.topic, spot.queue);
+        if in_files && kept.is_some_and(|kept| spot.offset >= kept) { Found::Damaged(spot) } else { Found::Gone }
+    }
+
+    /// Consume queue records of up to `count` places from `from` on as they stand in a file, for another node to put back; zeros where this
+    /// node has none. Any node may be asked, and the answer proves itself: each record's crc is over its place.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn lend(&self, from: Spot, count: u64) -> io::Result<Bytes> {
+        let pointers = self.pointers(from.topic, from.queue, from.offset, count)?;
+        let records = (0..).zip(pointers).flat_map(|(step, pointer)| {
+            pointer.map_or([0; queue_record::RECORD_BYTES], |pointer| queue_record::encode(from.ahead(step), &pointer))
+        });
+        Ok(records.collect())
+    }
+
+    /// Puts consume queue records from `from` on back into their file, as another node has lent them, and says whether the first of them
+    /// can be read now. Records that are not what was written at their places are passed over.
+    ///
+    /// # Errors
+    /// The disk's: the file may hold some of them.
+    pub fn mend(&self, from: Spot, lent: &[u8]) -> io::Result<bool> {
+        let pointers: Vec<Option<Pointer>> = queue_record::decode_all(from, lent).collect();
+        self.inner.queues.mend(from, &pointers)?;
+        Ok(!self.is_damaged(from)?)
+    }
+
+    /// This node has no sound record of where a message stands that it keeps.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn is_damaged(&self, spot: Spot) -> io::Result<bool> {
+        let found = self.pointers(spot.topic, spot.queue, spot.offset, 1)?.pop().flatten();
+        Ok(found.is_none() && matches!(self.absent(spot), Found::Damaged(_)))
+    }
+
+    /// The consume queue file of a place.
+    pub(crate) fn queue_file(&self, spot: Spot) -> PathBuf {
+        self.inner.queues.file_of(spot)
+    }
+
+    /// The node must end: it cannot serve what it has promised. The first reason counts.
+    pub(crate) fn give_up(&self, reason: String) {
+        self.inner.given_up.send_if_modified(|known| {
+            let first = known.is_none();
+            known.get_or_insert(reason);
+            first
+        });
+    }
+
+    /// Waits for the reason why the node must end. Cancel safe.
+    pub(crate) async fn given_up(&self) -> String {
+        let mut given_up = self.inner.given_up.subscribe();
+        let reason = given_up.wait_for(Option::is_some).await;
+        reason.ok().and_then(|reason| reason.clone()).expect("this keeps the sender, and waited for a reason")
     }
 
     /// Long polls.
@@ -514,7 +597,7 @@ fn restore(saved: &Saved, place: &Place, queues: &ConsumeQueues, floor: Position
     let machine = Machine::load_parts(saved.parts.iter().cloned(), |first, end| {
         place.load_remembered(first, end).map_err(RestoreError::Io)
     })?;
-    if queues.restore(&machine, floor)? { Ok(machine) } else { Err(RestoreError::Short) }
+    if queues.restore(&machine, floor)? { Ok(machine) } else { Err(RestoreError::Damaged) }
 }
 
 /// Why a checkpoint is of no use.
@@ -524,8 +607,8 @@ enum RestoreError {
     Parts(#[from] DecodeError),
     #[error("a file: {0}")]
     Io(#[from] io::Error),
-    #[error("consume queue files are missing or short")]
-    Short,
+    #[error("consume queue files are missing, short or damaged")]
+    Damaged,
 }
 
 fn next_checkpoint(machine: &Machine, cost_bytes: u64) -> Timestamp {

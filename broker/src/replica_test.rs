@@ -12,6 +12,9 @@ use crate::machine::{
     Ack, Command, DropTopic, GroupId, PutGroup, PutTopic, Receive, Send, SendKey, StartAt, TopicKind,
 };
 
+#[path = "replica_damage_test.rs"]
+mod damage;
+
 /// A log of entries, of which raft would tell how far it is synced.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<LogState>>);
@@ -356,7 +359,7 @@ fn an_image_is_refused_when_consume_queue_files_below_it_are_gone() {
     node.send(20);
     node.save_image(node.log.end());
     let disk = node.disk.disk();
-    disk.remove("/data/queue/0/1/00000000000000000004".as_ref()).expect("removed");
+    disk.remove("/data/queue/v2/0/1/00000000000000000004".as_ref()).expect("removed");
     let (mut replica, _) = Replica::open(settings(node.mode), disk, node.log.clone()).expect("opens");
     let (at, image) = &node.images[0];
     let error = replica.load_image(*at, image).expect_err("records are missing");

@@ -375,6 +375,7 @@ impl Node {
         let ended = tokio::select! {
             () = leave => Ok(()),
             reason = self.group.fatal() => Err(RunError::Fatal(reason)),
+            reason = self.shared.given_up() => Err(RunError::Fatal(reason)),
             error = tasks.failed() => Err(error),
         };
         leaving.cancel();

@@ -27,7 +27,7 @@ use crate::{
         Chosen, Cursor, Group, GroupId, Machine, MessageGroup, Pointer, QueueId, QueueOffset, Scan, Topic, TopicId,
         Verdict,
     },
-    replica::{Found, Shared},
+    replica::{Found, Shared, Spot},
 };
 
 /// Chosen messages remembered per queue. When so many are held up by their message groups, the cursor passes them.
@@ -95,6 +95,8 @@ pub struct Plan {
     pub more: bool,
     /// Reading stopped at a message that has rotted on this disk; see [`Scans::rescued`].
     pub rotten: Option<Pointer>,
+    /// Reading stopped at a place whose record has rotted on this disk; see [`Shared::mend`]. Then plan again.
+    pub damaged: Option<Spot>,
 }
 
 impl Plan {
@@ -144,7 +146,7 @@ impl Scans {
     /// # Errors
     /// The disk's.
     pub fn plan(&mut self, shared: &Shared, ask: &Ask<'_>, look: &impl Look) -> io::Result<Plan> {
-        let mut reading = Reading { records: RECORDS_MAX, bytes: BYTES_MAX, rotten: None };
+        let mut reading = Reading { records: RECORDS_MAX, bytes: BYTES_MAX, rotten: None, damaged: None };
         let most_again = u64::from(ask.max).saturating_add(ask.claimed.again) as usize;
         let again = shared.read(|machine| machine.again(ask.group, ask.topic, ask.first, ask.now, most_again));
         let verdicts =
@@ -170,7 +172,7 @@ impl Scans {
                 break (lanes, false);
             }
         };
-        let mut plan = Plan { verdicts, more, rotten: reading.rotten, ..Plan::default() };
+        let mut plan = Plan { verdicts, more, rotten: reading.rotten, damaged: reading.damaged, ..Plan::default() };
         plan.expects.again = again;
         plan.moves = plan.verdicts.iter().flatten().any(|verdict| !verdict.wanted);
         let mut left = u64::from(ask.max) - again;
@@ -248,7 +250,8 @@ impl Scans {
             if reading.is_over() {
                 break;
             }
-            match reading.look_at(shared, pointer, look, &self.rescued)? {
+            let spot = Spot { topic, queue: lane.queue, offset: QueueOffset(ahead.end) };
+            match reading.look_at(shared, spot, pointer, look, &self.rescued)? {
                 Looked::Wanted(group) => ahead.chosen.push_back(Chosen { offset: QueueOffset(ahead.end), group }),
                 Looked::Unwanted => {}
                 Looked::Unreadable => break,
@@ -270,7 +273,8 @@ impl Scans {
         let mut verdicts = Vec::with_capacity(places.len());
         for (queue, offset) in places {
             let pointer = shared.pointers(topic, *queue, *offset, 1)?.pop().flatten();
-            let wanted = match reading.look_at(shared, pointer, look, &self.rescued)? {
+            let spot = Spot { topic, queue: *queue, offset: *offset };
+            let wanted = match reading.look_at(shared, spot, pointer, look, &self.rescued)? {
                 Looked::Wanted(_) => true,
                 Looked::Unwanted => false,
                 Looked::Unreadable => continue,
@@ -352,38 +356,49 @@ struct Reading {
     records: u64,
     bytes: u64,
     rotten: Option<Pointer>,
+    damaged: Option<Spot>,
 }
 
 /// What a record came to.
 enum Looked {
     Wanted(MessageGroup),
     Unwanted,
-    /// It has rotted on this disk, and nobody has asked another node yet.
+    /// It, or its record, has rotted on this disk, and nobody has asked another node yet.
     Unreadable,
 }
 
 impl Reading {
     fn is_over(&self) -> bool {
-        self.records == 0 || self.bytes == 0 || self.rotten.is_some()
+        self.records == 0 || self.bytes == 0 || self.rotten.is_some() || self.damaged.is_some()
     }
 
-    /// Reads what a pointer leads to, if that can matter. What retention has taken is not wanted: there is nothing to hand out.
+    /// Reads what the pointer of a place leads to, if that can matter. What retention has taken is not wanted: there is nothing to hand out.
     fn look_at(
         &mut self,
         shared: &Shared,
+        spot: Spot,
         pointer: Option<Pointer>,
         look: &impl Look,
         rescued: &BTreeMap<Position, Option<Bytes>>,
     ) -> io::Result<Looked> {
         self.records = self.records.saturating_sub(1);
         let skipped = cfg!(feature = "mutant-filter-skipped");
-        let Some(pointer) = pointer.filter(|pointer| skipped || look.may_want(pointer)) else {
-            return Ok(Looked::Unwanted);
+        let found = match pointer {
+            Some(pointer) if !skipped && !look.may_want(&pointer) => return Ok(Looked::Unwanted),
+            Some(pointer) => {
+                self.bytes = self.bytes.saturating_sub(pointer.size.into());
+                shared.stored(pointer)?
+            }
+            None => shared.absent(spot),
         };
-        self.bytes = self.bytes.saturating_sub(pointer.size.into());
-        let message = match shared.stored(pointer)? {
+        let message = match found {
             Found::Record(stored) => stored.bytes,
             Found::Gone => return Ok(Looked::Unwanted),
+            // Nobody knows what stands there, so it must not be passed over.
+            Found::Damaged(spot) => {
+                self.damaged = Some(spot);
+                return Ok(Looked::Unreadable);
+            }
             Found::Rotten(pointer) => match rescued.get(&pointer.position) {
                 Some(Some(message)) => message.clone(),
                 Some(None) => return Ok(Looked::Wanted(MessageGroup::NONE)),

@@ -27,6 +27,8 @@ use tokio::{runtime::Runtime, sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, transport::Channel};
 
+#[path = "three_nodes/damaged_queues.rs"]
+mod damaged_queues;
 #[path = "three_nodes/order_and_filters.rs"]
 mod order_and_filters;
 

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     machine::{
         self, AttemptKey, Command, Delivery, GroupId, Handle, MessageGroup, QueueId, RecallHandle, Refusal, Reply,
-        SendKey, TopicId, TopicKind,
+        SendKey, StoredRecord, TopicId, TopicKind,
     },
     replica::{Applied, Found},
     scan::Look as _,
@@ -192,16 +192,7 @@ impl Leader {
         let mut received = Received { deliveries: Vec::with_capacity(deliveries.len()), now_ms: now.0 };
         let mut excess = Vec::new();
         for (delivery, found) in deliveries.into_iter().zip(records) {
-            let record = match found {
-                Found::Record(record) => record,
-                // Retention has passed it between the hand-out and the read; there is nothing to deliver.
-                Found::Gone => continue,
-                Found::Rotten(pointer) => match self.rescue(pointer).await {
-                    Some(record) => record,
-                    // It comes back when its invisible duration is over; by then another node may have it.
-                    None => continue,
-                },
-            };
+            let Some(record) = self.recovered(found).await? else { continue };
             bytes += record.bytes.len() as u64;
             if bytes > self.config.limits.receive_bytes_max && !received.deliveries.is_empty() {
                 excess.push(delivery);
@@ -219,6 +210,23 @@ impl Leader {
         }
         self.give_back(group.id, excess);
         Ok(received)
+    }
+
+    /// The message of a place, from this disk or another, once damage to its record has been mended. `None` if there is nothing to deliver.
+    async fn recovered(&self, mut found: Found) -> Result<Option<StoredRecord>, Failure> {
+        loop {
+            let spot = match found {
+                Found::Record(record) => return Ok(Some(record)),
+                // Retention has passed it between the hand-out and the read.
+                Found::Gone => return Ok(None),
+                // If nobody has it, it comes back when its invisible duration is over; by then another node may.
+                Found::Rotten(pointer) => return Ok(self.rescue(pointer).await),
+                Found::Damaged(spot) => spot,
+            };
+            self.mend(spot).await?;
+            let read = self.shared.record(spot.topic, spot.queue, spot.offset);
+            found = read.map_err(|error| Failure::Unreadable(error.to_string()))?;
+        }
     }
 
     /// Shows deliveries again that did not fit the answer. Their attempt has been counted; if this is not taken, they come back

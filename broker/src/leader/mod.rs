@@ -10,6 +10,7 @@
 pub(crate) mod calls;
 pub(crate) mod clock;
 pub(crate) mod filter;
+pub(crate) mod mend;
 mod messages;
 mod names;
 mod planner;
@@ -26,7 +27,7 @@ use quorate_raft::{Group, ProposeError};
 
 pub(crate) use self::names::kind_of;
 pub(crate) use self::term::{PeerClocks, RaftLog, TermClock};
-use self::{planner::Planner, propose::Proposer};
+use self::{mend::Mending, planner::Planner, propose::Proposer};
 use crate::{
     config::{BrokerConfig, units::format_duration},
     machine::{ClusterHash, Refusal, Reply, TopicKind},
@@ -91,6 +92,7 @@ pub(crate) struct Leader {
     shared: Shared,
     proposer: Proposer,
     planner: Planner,
+    mending: Mending,
     clock: Arc<TermClock>,
     config: Arc<BrokerConfig>,
     cluster: ClusterHash,
@@ -110,7 +112,8 @@ impl Leader {
         to_no: ToNo,
     ) -> Self {
         let cluster = ClusterHash::of(&config.node.cluster);
-        Self { group, shared, proposer, planner: Planner::default(), clock, config, cluster, metrics, to_no }
+        let (planner, mending) = (Planner::default(), Mending::default());
+        Self { group, shared, proposer, planner, mending, clock, config, cluster, metrics, to_no }
     }
 
     /// Proposes one command and gives its reply; a refusal is a failure.

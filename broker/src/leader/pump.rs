@@ -1,5 +1,6 @@
-//! What the leader does on its own from time to time: moves the floor when the log is too long or too old, and keeps log time
-//! honest. Runs on every node, so that a new leader starts from fresh notes; only the leader proposes.
+//! What the leader does on its own from time to time: moves the floor when the log is too long or too old, keeps log time
+//! honest, and mends damaged consume queue records that a receive has met. Runs on every node, so that a new leader starts from fresh
+//! notes; only the leader proposes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -51,6 +52,7 @@ impl Pump {
                 _ = ticks.tick() => {}
             }
             self.clock.follow(self.shared.log_now());
+            self.leader.mend_known().await;
             let view = *leadership.borrow();
             if !view.serving {
                 continue;

@@ -48,7 +48,8 @@ impl Leader {
         match found {
             Found::Record(record) => Some(record.bytes.into()),
             Found::Rotten(pointer) => self.rescue(pointer).await.map(|record| record.bytes.into()),
-            Found::Gone => None,
+            // What waits is not in a queue, so no consume queue is asked about it.
+            Found::Gone | Found::Damaged(_) => None,
         }
     }
 

@@ -158,6 +158,10 @@ impl Leader {
                 lane.read_ahead(wanted.expression.as_ref()).await.scans().rescued(pointer, message);
                 continue;
             }
+            if let Some(spot) = plan.damaged {
+                self.mend(spot).await?;
+                continue;
+            }
             let (count, more) = (plan.count(), plan.more);
             if count > 0 || plan.moves {
                 let command = ReceiveScanned {

@@ -1,11 +1,12 @@
-//! A stored message: its bytes in the commit log, and the 20-byte pointer to them in a consume queue.
+//! A stored message: its bytes in the commit log, and the pointer to them.
 //!
 //! ```text
-//! consume queue record (little endian)   0: position in the commit log (8)   8: size (4)   12: tag hash (8)
-//! at `position - 12` in the commit log   crc32c of all that follows (4), stamp of the batch (8), then the record itself
+//! pointer in saved state (little endian)  0: position in the commit log (8)   8: size (4)   12: tag hash (8)
+//! at `position - 12` in the commit log    crc32c of all that follows (4), stamp of the batch (8), then the record itself
 //! ```
 //! The crc is the record's own, beside the one of its frame: a body that has rotted in a file since is found when it is read,
 //! without reading the megabytes around it.
+//! How a consume queue file keeps a pointer stands in [`crate::store::queue_record`].
 //! The bytes are what the service normalised from the client's message (protobuf `apache.rocketmq.v2.Message`); the
 //! machine never looks inside.
 
@@ -15,8 +16,8 @@ use quorate_raft::Position;
 
 use super::codec::{DecodeError, Reader};
 
-/// Bytes of a consume queue record.
-pub const POINTER_BYTES: usize = 20;
+/// Bytes of a pointer in saved state.
+const POINTER_BYTES: usize = 20;
 
 /// Bytes that stand before every record in the commit log: crc and stamp.
 pub const PREFIX_BYTES: usize = CRC_BYTES + STAMP_BYTES;
@@ -66,13 +67,13 @@ pub struct Pointer {
     pub position: Position,
     /// Its size in bytes; never 0.
     pub size: u32,
-    /// Hash of its tag; 0 without one.
+    /// Hash of its tag, a sign-extended `i32`; 0 without one.
     pub tag_hash: u64,
 }
 
 impl Pointer {
-    /// As it stands in a consume queue file.
-    pub fn encode(&self) -> [u8; POINTER_BYTES] {
+    /// As it stands in saved state.
+    pub(crate) fn encode(&self) -> [u8; POINTER_BYTES] {
         let mut out = [0; POINTER_BYTES];
         out[..8].copy_from_slice(&self.position.0.to_le_bytes());
         out[8..12].copy_from_slice(&self.size.to_le_bytes());
@@ -80,19 +81,6 @@ impl Pointer {
         out
     }
 
-    /// Reads one back. `None` for a hole: offsets this node never wrote, since it began from an image behind them.
-    pub fn decode(bytes: &[u8; POINTER_BYTES]) -> Option<Self> {
-        let [p0, p1, p2, p3, p4, p5, p6, p7, s0, s1, s2, s3, tag @ ..] = *bytes;
-        let size = u32::from_le_bytes([s0, s1, s2, s3]);
-        (size != 0).then(|| Self {
-            position: Position(u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7])),
-            size,
-            tag_hash: u64::from_le_bytes(tag),
-        })
-    }
-}
-
-impl Pointer {
     /// Reads one out of saved state, where holes do not occur.
     pub(crate) fn load(reader: &mut Reader) -> Result<Self, DecodeError> {
         let (position, size, tag_hash) = (Position(reader.u64()?), reader.u32()?, reader.u64()?);
@@ -142,10 +130,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pointer_survives_its_20_bytes_and_zeros_are_a_hole() {
+    fn a_pointer_survives_saved_state_and_one_to_nothing_is_refused() {
         let pointer = Pointer { position: Position(0x0102_0304_0506), size: 77, tag_hash: u64::MAX };
-        assert_eq!(Pointer::decode(&pointer.encode()), Some(pointer));
-        assert_eq!(Pointer::decode(&[0; POINTER_BYTES]), None);
+        let load = |bytes: &[u8]| Pointer::load(&mut Reader::new(Bytes::copy_from_slice(bytes)));
+        assert_eq!(load(&pointer.encode()), Ok(pointer));
+        assert!(load(&[0; POINTER_BYTES]).is_err());
     }
 
     #[test]

@@ -35,6 +35,7 @@ use crate::{
     leader::{
         Failure, Leader, PeerClocks, TermClock,
         calls::{AnyCall, Call, No, framed},
+        mend::ASK_POINTERS,
         propose::LogFuture,
         rescue::ASK_RECORD,
     },
@@ -364,6 +365,7 @@ impl CallHandler for Desk {
             match request.first() {
                 Some(&ASK_CLOCK) => Bytes::copy_from_slice(&parts.clock.wall().0.to_le_bytes()),
                 Some(&ASK_RECORD) => parts.leader.lend(&request),
+                Some(&ASK_POINTERS) => parts.leader.lend_pointers(&request),
                 Some(&ASK_STATUS) => (parts.report)().encode_to_vec().into(),
                 Some(&leadership::ASK_HISTORY) => {
                     leadership::own_history(&parts.group, parts.clock.wall()).encode_to_vec().into()

@@ -4,7 +4,7 @@
 //!   <dir>/00000000000000000000   records 0 … per_file - 1
 //!   <dir>/00000000000000300000   records per_file …          record n stands at (n mod per_file) × record size
 //! ```
-//! Zeros are a hole: numbers that this node never wrote. A lane is only arithmetic and names; who owns it knows where it
+//! Holes are zeros or missing files: numbers that this node never wrote. A lane is only arithmetic and names; who owns it knows where it
 //! begins and ends, since the files may hold more at both ends.
 
 use std::{io, ops::Range, path::PathBuf};
@@ -56,6 +56,11 @@ impl Lane {
         }
     }
 
+    /// The first record number of the file behind the one that holds `number`.
+    pub(crate) fn next_file(&self, number: u64) -> u64 {
+        self.file_of(number) + self.per_file
+    }
+
     /// The first record number of every file, in order. Other names are left alone.
     pub(crate) fn list(&self, files: &OpenFiles) -> io::Result<Vec<u64>> {
         let names = files.disk().list(&self.dir)?;
@@ -104,6 +109,11 @@ impl Lane {
 
     fn file_of(&self, number: u64) -> u64 {
         number - number % self.per_file
+    }
+
+    /// The file that holds a record.
+    pub(crate) fn path_of(&self, number: u64) -> PathBuf {
+        self.path(self.file_of(number))
     }
 
     fn path(&self, first: u64) -> PathBuf {

@@ -22,7 +22,7 @@ use quorate_broker::{
     machine::{
         Ack, AttemptKey, Batch, Carry, ClusterHash, Command, DelayId, Deliver, Handle, Machine, MessageGroup, Pointer,
         PutGroup, PutTopic, QueueId, QueueOffset, Recall, Receive, ReceiveScanned, Record, Reply, Send, SendDelayed,
-        SendKey, StartAt, TopicKind,
+        SendKey, StartAt, TopicId, TopicKind,
     },
     replica::{self, Applied, CheckpointMode, Replica, ReplicaSettings},
     scan::{Ask, Claimed, Look, Scans},
@@ -72,6 +72,9 @@ const INVISIBLE_MS: u64 = 4000;
 const DELAY_MS: u64 = 5000;
 /// What a timer proposes at once: little, so that it takes several turns.
 const PORTION: Portion = Portion { commands_max: 8, bytes_max: 4096 };
+/// How long a node waits for another's consume queue records, and how many it is given.
+const LEND_WITHIN: Duration = Duration::from_millis(500);
+const LENT_MAX: u64 = 64;
 /// Virtual time to receive what is left at the end.
 const DRAIN_WITHIN: Duration = Duration::from_secs(120);
 /// The wall clock at the start of a run, in milliseconds.
@@ -235,10 +238,34 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     Prepare,
-    Send { client: String, key: String, queue: u16, filler: usize, due_ms: Option<u64> },
-    Recall { due_ms: u64, number: u64 },
-    Receive { reader: Reader, max: u16, invisible_ms: u64, first_queue: u16, attempt: String },
-    Ack { reader: Reader, handles: Vec<String> },
+    Send {
+        client: String,
+        key: String,
+        queue: u16,
+        filler: usize,
+        due_ms: Option<u64>,
+    },
+    Recall {
+        due_ms: u64,
+        number: u64,
+    },
+    Receive {
+        reader: Reader,
+        max: u16,
+        invisible_ms: u64,
+        first_queue: u16,
+        attempt: String,
+    },
+    Ack {
+        reader: Reader,
+        handles: Vec<String>,
+    },
+    /// Of one node to another: consume queue records from a place on.
+    Lend {
+        topic: u32,
+        queue: u16,
+        offset: u64,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -254,6 +281,7 @@ enum Answer {
     },
     Received(Vec<Delivered>),
     Acked(Vec<bool>),
+    Lent(Vec<u8>),
     /// A deterministic no.
     Refused(String),
     /// Certainly no effect.
@@ -298,7 +326,7 @@ impl Desk {
         due.into_iter().filter_map(deliver).collect()
     }
 
-    fn command(&self, request: &Request) -> Option<Vec<Command>> {
+    async fn command(&self, group: &Watching<Queueing>, request: &Request) -> Option<Vec<Command>> {
         let topic_name = TopicName::parse(TOPIC).ok()?;
         if let Request::Prepare = request {
             let kind = TopicKind::Any;
@@ -313,13 +341,13 @@ impl Desk {
         }
         let reader = match request {
             Request::Receive { reader, .. } | Request::Ack { reader, .. } => *reader,
-            Request::Prepare | Request::Send { .. } | Request::Recall { .. } => Reader::Plain,
+            Request::Prepare | Request::Send { .. } | Request::Recall { .. } | Request::Lend { .. } => Reader::Plain,
         };
         let group_name = GroupName::parse(reader.group()).ok()?;
         let ids = |machine: &Machine| Some((machine.topic(&topic_name)?.id(), machine.group(&group_name)?.id()));
-        let (topic, group) = self.replica.read(ids)?;
+        let (topic, readers) = self.replica.read(ids)?;
         let command = match request {
-            Request::Prepare => return None,
+            Request::Prepare | Request::Lend { .. } => return None,
             Request::Send { client, key, queue, filler, due_ms } => {
                 let record = record(key, *filler);
                 let body_crc = crc32c::crc32c(&record);
@@ -337,7 +365,7 @@ impl Desk {
             }
             Request::Receive { max, invisible_ms, first_queue, attempt, .. } => {
                 let receive = Receive {
-                    group,
+                    group: readers,
                     topic,
                     max: *max,
                     invisible_ms: *invisible_ms,
@@ -347,24 +375,31 @@ impl Desk {
                 if reader == Reader::Plain {
                     Command::Receive(receive)
                 } else {
-                    Command::ReceiveScanned(self.read_ahead(receive, reader)?)
+                    Command::ReceiveScanned(self.read_ahead(group, receive, reader).await?)
                 }
             }
             Request::Ack { handles, .. } => {
                 let parse = |text: &String| Handle::parse(text, ClusterHash::of(CLUSTER)).ok();
-                Command::Ack(Ack { group, entries: handles.iter().filter_map(parse).collect() })
+                Command::Ack(Ack { group: readers, entries: handles.iter().filter_map(parse).collect() })
             }
         };
         Some(vec![command])
     }
 
-    /// A receive with what the leader reads ahead for it, from the cursors on each time. `None` if the disk fails.
-    fn read_ahead(&self, receive: Receive, reader: Reader) -> Option<ReceiveScanned> {
+    /// A receive with what the leader reads ahead for it, from the cursors on each time. `None` if the disk fails, or no node has a record
+    /// now that has rotted here.
+    async fn read_ahead(&self, group: &Watching<Queueing>, receive: Receive, reader: Reader) -> Option<ReceiveScanned> {
         let (mut scans, claimed) = (Scans::default(), Claimed::default());
-        let (group, topic, first, max) = (receive.group, receive.topic, receive.first_queue, receive.max);
+        let (readers, topic, first, max) = (receive.group, receive.topic, receive.first_queue, receive.max);
         loop {
-            let ask = Ask { group, topic, first, now: self.now(), max, claimed: &claimed };
+            let ask = Ask { group: readers, topic, first, now: self.now(), max, claimed: &claimed };
             let plan = scans.plan(&self.replica, &ask, &reader).ok()?;
+            if let Some(spot) = plan.damaged {
+                if !self.mend(group, spot).await {
+                    return None;
+                }
+                continue;
+            }
             match plan.rotten {
                 Some(pointer) => scans.rescued(pointer, None),
                 None if plan.more && plan.count() == 0 && !plan.moves => {}
@@ -373,7 +408,36 @@ impl Desk {
         }
     }
 
-    fn answer(&self, reply: Option<Reply>) -> Answer {
+    /// Puts rotten consume queue records back as another node has them, as the broker's leader does.
+    async fn mend(&self, group: &Watching<Queueing>, spot: replica::Spot) -> bool {
+        let lend = Request::Lend { topic: spot.topic.0, queue: spot.queue.0, offset: spot.offset.0 };
+        let lend: Bytes = serde_json::to_vec(&lend).map_or_else(|_| Bytes::new(), Bytes::from);
+        let status = group.status();
+        for member in status.members.iter().filter(|member| member.id != status.id) {
+            let Ok(answer) = group.call(member.id, lend.clone(), LEND_WITHIN).await else { continue };
+            if let Ok(Answer::Lent(records)) = serde_json::from_slice(&answer)
+                && self.replica.mend(spot, &records).unwrap_or(false)
+            {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// What stands at a place of a queue, once its record has been mended if it must be and can be.
+    async fn mended(&self, group: &Watching<Queueing>, found: replica::Found) -> replica::Found {
+        match found {
+            replica::Found::Damaged(spot) if self.mend(group, spot).await => {
+                self.replica.record(spot.topic, spot.queue, spot.offset).unwrap_or(replica::Found::Damaged(spot))
+            }
+            found @ (replica::Found::Record(_)
+            | replica::Found::Gone
+            | replica::Found::Rotten(_)
+            | replica::Found::Damaged(_)) => found,
+        }
+    }
+
+    async fn answer(&self, group: &Watching<Queueing>, reply: Option<Reply>) -> Answer {
         match reply {
             None => Answer::Unknown,
             Some(Reply::Sent { queue, offset, .. }) => Answer::Sent { queue: queue.0, offset: offset.0 },
@@ -389,17 +453,18 @@ impl Desk {
                     return Answer::Received(Vec::new());
                 };
                 let Ok(records) = self.replica.records(topic, &places) else { return Answer::Unknown };
-                let with_record = deliveries.into_iter().zip(records).filter_map(|(delivery, found)| {
-                    let key = match found {
+                let mut with_record = Vec::with_capacity(deliveries.len());
+                for (delivery, found) in deliveries.into_iter().zip(records) {
+                    let key = match self.mended(group, found).await {
                         replica::Found::Record(record) => key_of(&record.bytes),
                         // Below the floor between hand-out and here; or it comes back when its time is over.
-                        replica::Found::Gone | replica::Found::Rotten(_) => return None,
+                        replica::Found::Gone | replica::Found::Rotten(_) | replica::Found::Damaged(_) => continue,
                     };
                     let handle = delivery.handle.to_text(ClusterHash::of(CLUSTER));
                     let (queue, offset, attempt) = (delivery.queue.0, delivery.offset.0, delivery.attempt);
-                    Some(Delivered { queue, offset, attempt, key, handle })
-                });
-                Answer::Received(with_record.collect())
+                    with_record.push(Delivered { queue, offset, attempt, key, handle });
+                }
+                Answer::Received(with_record)
             }
         }
     }
@@ -409,7 +474,7 @@ impl Desk {
 fn body(found: replica::Found) -> Option<Record> {
     match found {
         replica::Found::Record(record) => Some(record.bytes.into()),
-        replica::Found::Gone | replica::Found::Rotten(_) => None,
+        replica::Found::Gone | replica::Found::Rotten(_) | replica::Found::Damaged(_) => None,
     }
 }
 
@@ -569,7 +634,8 @@ impl Subject for Queueing {
             let Op::Send(send) = op else { continue };
             let Some(spot) = spot(send) else { continue };
             match desk.stored(spot) {
-                Found::Dropped => {}
+                // A node that has no record any more knows it, and asks when it leads.
+                Found::Dropped | Found::Damaged => {}
                 Found::Message(found) if *found == *send.key => {}
                 found @ (Found::Message(_) | Found::Nothing(_)) => {
                     wrong.push(format!("{} was stored at {spot:?}, where {found} is", send.key))
@@ -593,6 +659,8 @@ fn spot(send: &op::Send) -> Option<Spot> {
 enum Found {
     /// Retention has passed it.
     Dropped,
+    /// A message whose consume queue record has rotted.
+    Damaged,
     /// A message with this key.
     Message(String),
     /// Nothing, though something should.
@@ -603,6 +671,7 @@ impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dropped => f.write_str("nothing, dropped by retention,"),
+            Self::Damaged => f.write_str("a rotten record"),
             Self::Message(key) => write!(f, "message {key}"),
             Self::Nothing(why) => write!(f, "nothing ({why})"),
         }
@@ -624,6 +693,7 @@ impl Desk {
         match self.replica.record(topic, queue, QueueOffset(spot.offset)) {
             Ok(replica::Found::Record(record)) => Found::Message(key_of(&record.bytes)),
             Ok(replica::Found::Gone) => Found::Nothing(format!("range {min}..{end}, floor {}", self.log.floor())),
+            Ok(replica::Found::Damaged(_)) => Found::Damaged,
             Ok(replica::Found::Rotten(pointer)) => Found::Nothing(format!("rotten at {}", pointer.position)),
             Err(error) => Found::Nothing(error.to_string()),
         }
@@ -632,14 +702,18 @@ impl Desk {
 
 async fn answer(group: &Watching<Queueing>, desk: &Desk, request: &Bytes) -> Answer {
     let Ok(request) = serde_json::from_slice::<Request>(request) else { return Answer::NotNow };
+    if let Request::Lend { topic, queue, offset } = request {
+        let from = replica::Spot { topic: TopicId(topic), queue: QueueId(queue), offset: QueueOffset(offset) };
+        return desk.replica.lend(from, LENT_MAX).map_or(Answer::NotNow, |records| Answer::Lent(records.to_vec()));
+    }
     // Until everything from before this term is applied, log time and names are not known.
     if !group.leader().borrow().serving {
         return Answer::NotNow;
     }
-    let Some(commands) = desk.command(&request) else { return Answer::NotNow };
+    let Some(commands) = desk.command(group, &request).await else { return Answer::NotNow };
     let batch = Batch { now: desk.now(), commands };
     match group.propose(batch.encode()).await {
-        Ok(applied) => desk.answer(applied.replies.into_iter().next()),
+        Ok(applied) => desk.answer(group, applied.replies.into_iter().next()).await,
         Err(ProposeError::Unknown) => Answer::Unknown,
         Err(
             ProposeError::NotLeader { .. }
@@ -797,6 +871,7 @@ impl Client {
                 | Answer::Delayed { .. }
                 | Answer::Received(_)
                 | Answer::Acked(_)
+                | Answer::Lent(_)
                 | Answer::Refused(_) => {
                     return (answer, maybe);
                 }
@@ -832,6 +907,7 @@ impl Client {
             | Answer::Delayed { .. }
             | Answer::Received(_)
             | Answer::Acked(_)
+            | Answer::Lent(_)
             | Answer::Refused(_)
             | Answer::NotNow
             | Answer::Unknown => Acked::Unknown("no answer".into()),
@@ -889,6 +965,7 @@ impl Client {
             Answer::Prepared(_)
             | Answer::Received(_)
             | Answer::Acked(_)
+            | Answer::Lent(_)
             | Answer::Refused(_)
             | Answer::NotNow
             | Answer::Unknown => Sent::Unknown("no answer".into()),
@@ -936,6 +1013,7 @@ impl Client {
                 | Answer::Sent { .. }
                 | Answer::Delayed { .. }
                 | Answer::Acked(_)
+                | Answer::Lent(_)
                 | Answer::Refused(_)
                 | Answer::NotNow => {}
             }
@@ -969,6 +1047,7 @@ impl Client {
                 | Answer::Delayed { .. }
                 | Answer::Received(_)
                 | Answer::Acked(_)
+                | Answer::Lent(_)
                 | Answer::Refused(_)
                 | Answer::NotNow
                 | Answer::Unknown => Acked::Unknown("no answer".into()),
