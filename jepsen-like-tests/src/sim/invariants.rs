@@ -127,6 +127,7 @@ pub struct Tally {
     pub images_installed: u64,
     /// Damaged files and failing disks.
     pub rots: u64,
+    pub queue_rots: u64,
     pub bad_disks: u64,
     pub floors: u64,
     /// Payloads read back from logs.
@@ -141,6 +142,7 @@ impl Tally {
             Event::PowerCut { .. } => &mut self.power_cuts,
             Event::Wipe { .. } => &mut self.wipes,
             Event::Rot { .. } => &mut self.rots,
+            Event::QueueRot { .. } => &mut self.queue_rots,
             Event::Disk { well: false, .. } => &mut self.bad_disks,
             Event::Link { open: false, .. } => &mut self.cuts,
             Event::Save { .. } => &mut self.images_saved,
@@ -169,10 +171,11 @@ impl Tally {
     }
 
     /// The counts with their names.
-    pub fn named(&self) -> [(&'static str, u64); 17] {
+    pub fn named(&self) -> [(&'static str, u64); 18] {
         let Self { acked, not_now, unknown, reads, kills, power_cuts, wipes, cuts, elections, shared_terms, .. } =
             *self;
-        let Self { images_saved, images_loaded, images_installed, rots, bad_disks, floors, bodies, .. } = *self;
+        let Self { images_saved, images_loaded, images_installed, rots, queue_rots, bad_disks, floors, bodies, .. } =
+            *self;
         [
             ("acked", acked),
             ("not now", not_now),
@@ -188,6 +191,7 @@ impl Tally {
             ("images loaded", images_loaded),
             ("images installed", images_installed),
             ("rotten files", rots),
+            ("rotten queues", queue_rots),
             ("bad disks", bad_disks),
             ("floor moves", floors),
             ("bodies read back", bodies),
@@ -211,6 +215,7 @@ impl std::ops::AddAssign for Tally {
         self.images_loaded += other.images_loaded;
         self.images_installed += other.images_installed;
         self.rots += other.rots;
+        self.queue_rots += other.queue_rots;
         self.bad_disks += other.bad_disks;
         self.floors += other.floors;
         self.bodies += other.bodies;

@@ -6,7 +6,7 @@
 //! one seed is one history: a failure is replayed by its number, in another process, on another machine.
 //!
 //! ```text
-//!  scenario (drawn) ─▶ world: 3 nodes ◀─ nemesis lanes, retention
+//!  scenario (drawn) ─▶ world: 3 nodes ◀─ nemesis lanes, retention, queue rot
 //!                        ▲     │
 //!                    clients   └─▶ witness: invariants at every step, trace hash ─▶ verdict after healing
 //! ```
@@ -285,6 +285,7 @@ async fn under_faults<S: Subject>(world: &World<S>) {
         nemesis.spawn(nemesis::lane(world.clone(), number));
     }
     nemesis.spawn(nemesis::retention(world.clone()));
+    nemesis.spawn(nemesis::queue_rot(world.clone()));
     sleep(world.scenario().length).await;
     nemesis.shutdown().await;
     if !heal(world).await {

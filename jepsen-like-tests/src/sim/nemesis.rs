@@ -155,6 +155,21 @@ pub async fn retention<S: Subject>(world: World<S>) {
     }
 }
 
+/// Damages consume queue records from time to time, of the leader more often than not. Runs beside the lanes, in half of all runs. No node
+/// may end over it as long as another one has the records.
+pub async fn queue_rot<S: Subject>(world: World<S>) {
+    let mut dice = Dice::new(world.scenario().seed, "queue rot");
+    if !dice.chance(50) {
+        return;
+    }
+    loop {
+        sleep(dice.millis(100..=2000)).await;
+        let leader = world.leader().map(|(number, _)| number).filter(|_| dice.chance(60));
+        let any = dice.pick(&world.numbers());
+        world.rot_queue(leader.unwrap_or(any), dice.draw());
+    }
+}
+
 /// Proposes a floor that keeps about this many segments.
 async fn move_floor<S: Subject>(world: &World<S>, keep: u64) {
     if !world.scenario().retention {

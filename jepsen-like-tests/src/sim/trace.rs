@@ -27,6 +27,8 @@ pub enum Event {
     Wipe { node: u16 },
     /// A bit of one of its files flipped.
     Rot { node: u16 },
+    /// Records of one of its consume queues rotted.
+    QueueRot { node: u16 },
     /// Its disk fails from now on, or is well again.
     Disk { node: u16, well: bool },
     /// It ended by itself.
@@ -93,6 +95,7 @@ impl Event {
             Self::NotNow { client, number } => [20, client.into(), number, 0, 0],
             Self::Unknown { client, number } => [21, client.into(), number, 0, 0],
             Self::Rot { node } => [24, node.into(), 0, 0, 0],
+            Self::QueueRot { node } => [26, node.into(), 0, 0, 0],
             Self::Disk { node, well } => [25, node.into(), well.into(), 0, 0],
             Self::Heal => [22, 0, 0, 0, 0],
             Self::Quiet { index } => [23, index, 0, 0, 0],
@@ -110,6 +113,7 @@ impl fmt::Display for Event {
             Self::Stop { node } => write!(f, "n{node} stop"),
             Self::Wipe { node } => write!(f, "n{node} WIPE"),
             Self::Rot { node } => write!(f, "n{node} ROT: a bit of its files flips"),
+            Self::QueueRot { node } => write!(f, "n{node} ROT: records of a consume queue"),
             Self::Disk { node, well: false } => write!(f, "n{node} disk FAILS"),
             Self::Disk { node, well: true } => write!(f, "n{node} disk is well"),
             Self::Crash { node } => write!(f, "n{node} CRASH by itself"),

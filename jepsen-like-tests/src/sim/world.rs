@@ -122,13 +122,25 @@ struct Node<S: Subject> {
     excused: bool,
     /// A file of it was damaged: it may refuse to start, and gets an empty disk then.
     rotten: bool,
+    /// Consume queue records have rotted since its process started.
+    queue_rot: bool,
     /// With async flush: it lost power and may not have got back yet what it had acknowledged.
     forgetful: bool,
 }
 
 impl<S: Subject> Node<S> {
     fn new(disk: SimDisk) -> Self {
-        Self { disk, run: 0, process: None, id: None, failing: false, excused: false, rotten: false, forgetful: false }
+        Self {
+            disk,
+            run: 0,
+            process: None,
+            id: None,
+            failing: false,
+            excused: false,
+            rotten: false,
+            queue_rot: false,
+            forgetful: false,
+        }
     }
 }
 
@@ -321,6 +333,8 @@ impl<S: Subject> World<S> {
             let Some(node) = nodes.get_mut(&number).filter(|node| node.process.is_none()) else { return };
             node.run += 1;
             node.excused = node.failing;
+            // What it counts on is read before it serves.
+            node.queue_rot = false;
             let death = CancellationToken::new();
             let up = Slot::<S>::default();
             node.process = Some(Process { death: death.clone(), up: up.clone() });
@@ -462,6 +476,34 @@ impl<S: Subject> World<S> {
         let damage = Damage::Flip { offset: dice.below(len.max(1)), mask: 1 << dice.below(8) };
         node.rotten |= node.disk.damage(&path, damage).is_ok();
         self.witness().note(Event::Rot { node: number });
+    }
+
+    /// Damages a consume queue file of a node, whether it is up or down: flips a bit, zeroes some records, or shortens it. Only while all
+    /// other nodes have been started since theirs were, so that each record is sound somewhere; says whether it happened.
+    pub fn rot_queue(&self, number: u16, chance: u64) -> bool {
+        let mut dice = Dice::new(chance, "queue rot");
+        let mut nodes = self.nodes();
+        if nodes.iter().any(|(other, node)| *other != number && node.queue_rot) {
+            return false;
+        }
+        let Some(node) = nodes.get_mut(&number) else { return false };
+        let dir = Path::new(DATA_DIR).join("queue");
+        let files: Vec<PathBuf> = node.disk.files().into_iter().filter(|path| path.starts_with(&dir)).collect();
+        if files.is_empty() {
+            return false;
+        }
+        let path = &files[dice.below(files.len() as u64) as usize];
+        let len = node.disk.peek(path).map_or(0, |bytes| bytes.len() as u64);
+        let offset = dice.below(len.max(1));
+        let damage = match dice.below(4) {
+            0 => Damage::Truncate { len: offset },
+            1 | 2 => Damage::Zero { offset, len: dice.within(1..=200) },
+            _ => Damage::Flip { offset, mask: 1 << dice.below(8) },
+        };
+        node.queue_rot |= node.disk.damage(path, damage).is_ok();
+        drop(nodes);
+        self.witness().note(Event::QueueRot { node: number });
+        true
     }
 
     /// Makes a disk fail from now on. The process may end by itself.

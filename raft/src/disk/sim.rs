@@ -60,6 +60,13 @@ pub enum Damage {
         /// Which bits.
         mask: u8,
     },
+    /// Fills a part of it with zeros.
+    Zero {
+        /// From which byte on.
+        offset: u64,
+        /// How many; no further than the file goes.
+        len: u64,
+    },
     /// Shortens the file.
     Truncate {
         /// Its new length.
@@ -183,6 +190,10 @@ impl SimDisk {
                     content.write(offset, &[byte]);
                 }
                 Damage::Flip { .. } => (),
+                Damage::Zero { offset, len } => {
+                    let len = len.min(content.len.saturating_sub(offset));
+                    content.write(offset.min(content.len), &vec![0; len as usize]);
+                }
                 Damage::Truncate { len } => content.set_len(len.min(content.len)),
             }
         }
