@@ -243,9 +243,13 @@ impl Images {
     /// `NotFound` if there is none at `border`, `InvalidData` if it is damaged.
     pub fn load(&self, border: Position) -> io::Result<Image> {
         let path = self.path(border);
-        let file = self.inner.disk.open(&path, false)?;
-        let len = usize::try_from(file.len()?).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        let image = Image::decode(file.read_at(0, len)?);
+        let read = || {
+            let file = self.inner.disk.open(&path, false)?;
+            let len = usize::try_from(file.len()?).map_err(|_| io::ErrorKind::FileTooLarge)?;
+            file.read_at(0, len)
+        };
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let image = Image::decode(read().map_err(named)?);
         image.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display())))
     }
 

@@ -106,6 +106,9 @@ async fn begin(
         Some(hard) => hard,
         None => HardState::create(&doors.disk, &config, NodeId::new(config.number, incarnation(&config)))?,
     };
+    // Indexes are readings of the segments, so their folder may be deleted.
+    let index = doors.disk.join(&config.data_dir, "index");
+    doors.disk.create_dir(&index).map_err(|source| io_error(&index.display().to_string(), source))?;
     let me = hard.node();
     let (log, recovery) = Log::open(doors.disk.clone(), &config, hard)?;
     undo.log = Some(log.clone());
@@ -149,7 +152,7 @@ async fn begin(
     let factory = Factory { peers: peers.clone() };
     let store = LogStore::new(log.clone(), fatal.clone());
     let raft = Raft::<TypeConfig, Applier>::build(me, raft_config, factory, store, applier).await;
-    let raft = raft.map_err(|fatal| StartError::Raft(fatal.to_string()))?;
+    let raft = raft.map_err(not_started)?;
 
     let inner = Arc::new(Inner {
         inflight: Semaphore::new(config.inflight_bytes_max),
@@ -206,6 +209,15 @@ impl Spawner {
             }
         }));
     }
+}
+
+/// What openraft reads at its start was written and synced long before: if it cannot be read, the disk has lost it.
+fn not_started(error: openraft::errors::Fatal<TypeConfig>) -> StartError {
+    let openraft::errors::Fatal::StorageError(error) = error else { return StartError::Raft(error.to_string()) };
+    StartError::Corrupt(format!(
+        "{error}; move the data directory aside and let the node join the group again as a new one (docs/OPERATIONS.md, \
+         \"One node is lost\"), or restore the file"
+    ))
 }
 
 fn io_error(what: &str, source: io::Error) -> StartError {

@@ -193,15 +193,19 @@ fn plan(shared: &Shared, next: &mut LogIndex, end: LogIndex, out: &mut Collected
 /// Header of the frame at `position`, checked.
 pub(crate) fn header_at(segments: &Segments, incarnation: u32, position: Position) -> io::Result<Header> {
     let segment = segments.borders.below(position);
-    let bytes = segments.file(segment)?.read_at(position.0 - segment.0, HEADER_BYTES)?;
-    decode(segments, incarnation, position, &bytes)
+    let offset = position.0 - segment.0;
+    let bytes = segments.file(segment).and_then(|file| file.read_at(offset, HEADER_BYTES));
+    decode(segments, incarnation, position, &bytes.map_err(|error| named(segments, segment, offset, error))?)
 }
 
 /// The frame at `position`, checked; `borrow` its payload if the disk can.
 pub(crate) fn frame_at(segments: &Segments, incarnation: u32, position: Position, borrow: bool) -> io::Result<Frame> {
     let segment = segments.borders.below(position);
-    let file = segments.file(segment)?;
-    let bytes = |offset: u64, len: usize| if borrow { file.map_at(offset, len) } else { file.read_at(offset, len) };
+    let file = segments.file(segment).map_err(|error| named(segments, segment, 0, error))?;
+    let bytes = |offset: u64, len: usize| {
+        let bytes = if borrow { file.map_at(offset, len) } else { file.read_at(offset, len) };
+        bytes.map_err(|error| named(segments, segment, offset, error))
+    };
     let offset = position.0 - segment.0;
     let header = decode(segments, incarnation, position, &bytes(offset, HEADER_BYTES)?)?;
     if header.end() > segments.borders.after(segment) {
@@ -214,6 +218,15 @@ pub(crate) fn frame_at(segments: &Segments, incarnation: u32, position: Position
     header
         .with_payload(payload)
         .map_err(|error| damaged(format!("{}: byte {offset}: {error}", segments.path(segment).display())))
+}
+
+/// The same error with the file's name. A file that is too short for what stood in it is damaged.
+fn named(segments: &Segments, segment: Position, offset: u64, error: io::Error) -> io::Error {
+    let place = format!("{}: byte {offset}", segments.path(segment).display());
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => damaged(format!("{place}: the file ends too early")),
+        kind => io::Error::new(kind, format!("{place}: {error}")),
+    }
 }
 
 fn decode(segments: &Segments, incarnation: u32, position: Position, bytes: &[u8]) -> io::Result<Header> {

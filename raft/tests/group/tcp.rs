@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use quorate_raft::{
     CallHandler, CommittedEntry, Doors, FlushMode, Group, GroupConfig, ImagePoint, LogId, MachineError, Member, NodeId,
-    Position, ProposeError, RealDisk, StateMachine, TcpNetwork, WriterMode, network::BoxFuture,
+    Position, ProposeError, RealDisk, StartError, StateMachine, TcpNetwork, WriterMode, network::BoxFuture,
 };
 
 /// Counts entries and adds up their bytes.
@@ -60,6 +60,10 @@ fn free_addresses(count: usize) -> Vec<String> {
 }
 
 async fn start(dir: &Path, addresses: &[String], number: u16) -> (Group<Sum>, Arc<AtomicU64>) {
+    try_start(dir, addresses, number).await.unwrap()
+}
+
+async fn try_start(dir: &Path, addresses: &[String], number: u16) -> Result<(Group<Sum>, Arc<AtomicU64>), StartError> {
     let member =
         |(index, address): (usize, &String)| Member { number: index as u16 + 1, peer_address: address.clone() };
     let config = GroupConfig {
@@ -86,8 +90,8 @@ async fn start(dir: &Path, addresses: &[String], number: u16) -> (Group<Sum>, Ar
     let sum = Arc::new(AtomicU64::new(0));
     let machine = Sum(sum.clone());
     let doors = Doors { disk: Arc::new(RealDisk), network: Arc::new(TcpNetwork) };
-    let group = Group::start(config, doors, Arc::new(NoCalls), move |_| Ok(machine)).await.unwrap();
-    (group, sum)
+    let group = Group::start(config, doors, Arc::new(NoCalls), move |_| Ok(machine)).await?;
+    Ok((group, sum))
 }
 
 async fn leader(groups: &[Option<Group<Sum>>]) -> Group<Sum> {
@@ -161,4 +165,43 @@ async fn three_nodes_over_tcp_replicate_survive_and_share_syncs() {
     for group in groups.into_iter().flatten() {
         group.shutdown().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sealed_segment_that_was_cut_short_refuses_the_start_with_file_and_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let addresses = free_addresses(1);
+    let (group, _) = start(dir.path(), &addresses, 1).await;
+    let first = leader(&[Some(group)]).await;
+    assert_eq!(load(&first, 16, 400, 1024).await, 6400);
+    first.shutdown().await;
+    drop(first);
+    let data = dir.path().join("1");
+    // Without images every entry is read again.
+    std::fs::remove_dir_all(data.join("image")).unwrap();
+    std::fs::create_dir(data.join("image")).unwrap();
+    let sealed = data.join("log").join(format!("{:020}", 0));
+    std::fs::OpenOptions::new().write(true).open(&sealed).unwrap().set_len(1 << 20).unwrap();
+    let refused = try_start(dir.path(), &addresses, 1).await.map(|_| ()).unwrap_err();
+    let StartError::Corrupt(text) = &refused else { panic!("{refused}") };
+    assert!(text.contains(&sealed.display().to_string()) && text.contains("One node is lost"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_of_indexes_that_is_gone_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let addresses = free_addresses(1);
+    let (group, _) = start(dir.path(), &addresses, 1).await;
+    let first = leader(&[Some(group)]).await;
+    assert_eq!(load(&first, 16, 400, 1024).await, 6400);
+    first.shutdown().await;
+    drop(first);
+    let index = dir.path().join("1/index");
+    std::fs::remove_dir_all(&index).unwrap();
+    let (group, sum) = start(dir.path(), &addresses, 1).await;
+    let first = leader(&[Some(group)]).await;
+    assert_eq!(load(&first, 16, 400, 1024).await, 6400);
+    assert_eq!(sum.load(Ordering::Relaxed), 12_800);
+    first.shutdown().await;
+    assert_ne!(std::fs::read_dir(&index).unwrap().count(), 0, "the indexes of sealed segments are stored");
 }

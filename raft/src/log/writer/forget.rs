@@ -6,7 +6,6 @@
 //! A leader keeps what the kernel keeps: its consumers may be far behind.
 
 use crate::{
-    disk::DiskFile,
     log::segment::{Borders, Segments},
     types::Position,
 };
