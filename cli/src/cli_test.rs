@@ -39,14 +39,17 @@ fn common_flags_may_stand_behind_the_command() {
     assert_eq!((cli.endpoints.as_str(), cli.output), ("a:1;b:2", Format::Json));
     assert!(matches!(cli.command, Command::Topic(TopicCommand::List)));
     let watch = |line: &str| {
-        let Command::Cluster(ClusterCommand::Status { watch }) = parse(line).unwrap().command else {
+        let Command::Cluster(ClusterCommand::Status(status)) = parse(line).unwrap().command else {
             panic!("{line} is not about the status")
         };
-        watch
+        status.watch.map(|every| every.as_secs_f64())
     };
     assert_eq!(watch("quorate cluster status"), None);
     assert_eq!(watch("quorate cluster status --watch"), Some(1.0));
     assert_eq!(watch("quorate cluster status --watch=0.5"), Some(0.5));
+    for line in ["0", "-1", "nan", "inf", "often"].map(|every| format!("quorate cluster status --watch={every}")) {
+        assert!(parse(&line).is_err(), "{line}");
+    }
     for line in ["quorate cluster transfer", "quorate cluster transfer 2", "quorate cluster history -o json"] {
         assert!(matches!(parse(line).unwrap().command, Command::Cluster(_)), "{line}");
     }

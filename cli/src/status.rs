@@ -34,7 +34,7 @@ const HTTP_PORT: u16 = 9872;
 pub struct StatusArgs {
     /// Show it again every so many seconds, 0.1 to 86400, until Ctrl-C
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", require_equals = true, value_parser = rest)]
-    watch: Option<Duration>,
+    pub watch: Option<Duration>,
     /// HTTP listeners of nodes, host:port, several separated by ; they are asked when no node takes clients [default: port 9872 of the
     /// endpoints' hosts, and network.http_listen as a node here would read it]
     #[arg(long, env = "QUORATE_HTTP", value_name = "LIST")]

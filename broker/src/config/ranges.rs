@@ -114,7 +114,8 @@ mod tests {
 
     #[test]
     fn a_value_out_of_range_is_refused_with_key_value_and_range() {
-        let cases: [(fn(&mut BrokerConfig), &str, &str, &str); 9] = [
+        type Case = (fn(&mut BrokerConfig), &'static str, &'static str, &'static str);
+        let cases: [Case; 9] = [
             (|c| c.storage.segment_bytes = 100 * TIB, "storage.segment_bytes", "100TiB", "1MiB to 4GiB"),
             (|c| c.storage.tail_cache_bytes = 0, "storage.tail_cache_bytes", "0B", "64KiB to 4GiB"),
             (|c| c.limits.message_bytes_max = 0, "limits.message_bytes_max", "0B", "1KiB to 32MiB"),

@@ -223,10 +223,10 @@ pub(crate) fn frame_at(segments: &Segments, incarnation: u32, position: Position
 /// The same error with the file's name. A file that is too short for what stood in it is damaged.
 fn named(segments: &Segments, segment: Position, offset: u64, error: io::Error) -> io::Error {
     let place = format!("{}: byte {offset}", segments.path(segment).display());
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => damaged(format!("{place}: the file ends too early")),
-        kind => io::Error::new(kind, format!("{place}: {error}")),
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return damaged(format!("{place}: the file ends too early"));
     }
+    io::Error::new(error.kind(), format!("{place}: {error}"))
 }
 
 fn decode(segments: &Segments, incarnation: u32, position: Position, bytes: &[u8]) -> io::Result<Header> {
