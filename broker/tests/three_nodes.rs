@@ -5,7 +5,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -54,10 +57,16 @@ struct Cluster {
     _directory: tempfile::TempDir,
 }
 
+/// Ports on which nobody listens now, each given once by this process. They lie below those of outgoing connections, one of which might
+/// have taken a port by the time its node starts.
 fn free_ports(count: usize) -> Vec<u16> {
-    let sockets: Vec<_> =
-        (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-    sockets.iter().map(|socket| socket.local_addr().expect("bound").port()).collect()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(101);
+    let ports = std::iter::repeat_with(|| {
+        let number = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        10_000 + (number % 22_000) as u16
+    });
+    ports.filter(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).take(count).collect()
 }
 
 impl Cluster {

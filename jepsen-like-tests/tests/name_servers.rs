@@ -61,11 +61,6 @@ async fn name_server() -> (String, Life) {
     (bound.await.unwrap(), life)
 }
 
-fn free_ports(count: usize) -> Vec<u16> {
-    let sockets: Vec<_> = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    sockets.iter().map(|socket| socket.local_addr().unwrap().port()).collect()
-}
-
 impl Cluster {
     async fn start() -> Self {
         let mut name_servers = Vec::new();
@@ -73,7 +68,7 @@ impl Cluster {
             name_servers.push(name_server().await);
         }
         let directory = tempfile::tempdir().unwrap();
-        let ports = free_ports(3);
+        let ports = quorate_jepsen::chaos::free_ports(3).unwrap();
         let mut brokers = BTreeMap::new();
         for number in 1..=3u16 {
             let mut config = BrokerConfig::default();

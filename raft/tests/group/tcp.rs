@@ -4,7 +4,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -54,9 +54,20 @@ impl CallHandler for NoCalls {
     }
 }
 
+/// Ports on which nobody listens now, each given once by this process. They lie below those of outgoing connections, one of which might
+/// have taken a port by the time its node starts.
+fn free_ports(count: usize) -> Vec<u16> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id().wrapping_mul(101);
+    let ports = std::iter::repeat_with(|| {
+        let number = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        10_000 + (number % 22_000) as u16
+    });
+    ports.filter(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).take(count).collect()
+}
+
 fn free_addresses(count: usize) -> Vec<String> {
-    let taken: Vec<_> = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    taken.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
+    free_ports(count).into_iter().map(|port| format!("127.0.0.1:{port}")).collect()
 }
 
 async fn start(dir: &Path, addresses: &[String], number: u16) -> (Group<Sum>, Arc<AtomicU64>) {
