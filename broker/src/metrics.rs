@@ -102,6 +102,16 @@ metrics! {
     delayed_late: Counter = "quorate_broker_delayed_late_total",
     /// Bodies of waiting messages that this leader wrote again so that the log before them could go.
     carried: Counter = "quorate_broker_bodies_carried_total",
+    /// Half messages whose producers have not resolved them and are asked; told by the leader only.
+    half_messages: Gauge = "rocketmq_half_messages",
+    /// Half messages that were checked in vain until nobody asks any more; told by the leader only.
+    set_aside: Gauge = "quorate_broker_transactions_set_aside",
+    /// Checks of half messages that this leader handed to a producer's stream.
+    transaction_checks: Counter = "quorate_broker_transaction_checks_total",
+    /// Commits that this leader answered OK, repeated ones included.
+    committed: Counter = "rocketmq_commit_messages_total",
+    /// Rollbacks that this leader answered OK, repeated ones included.
+    rolled_back: Counter = "rocketmq_rollback_messages_total",
     /// Receives that wait for messages on this node.
     parked: Gauge = "quorate_broker_receives_parked",
     /// Client connections open now.

@@ -32,6 +32,7 @@ use crate::{
     },
     leader::{
         Leader, PeerClocks, RaftLog, TermClock,
+        checks::Checker,
         propose::{Proposer, ProposerTask},
         pump::Pump,
         timer::Timer,
@@ -44,6 +45,7 @@ use crate::{
         forward::{AskPeers, Desk, DeskParts, Dispatch, to_no},
         leadership::can_go_without_me,
         node::Reporter,
+        producers::{AskProducers, Streams},
         renew::Renewals,
         server::{ClientServer, Entrance},
         wire::convert::accepted_types,
@@ -292,12 +294,14 @@ impl Node {
             metrics.clone(),
             to_no,
         ));
+        let producers = Arc::new(Streams::default());
         let reporter = Reporter::new(group.clone(), doors.clock.clone(), addresses.own.clone(), &config);
         let report = reporter.clone();
         desk.staff(DeskParts {
             group: group.clone(),
             leader: leader.clone(),
             clock: clock.clone(),
+            producers: producers.clone(),
             report: Arc::new(move || report.report()),
             stopping: stopping.clone(),
         });
@@ -307,6 +311,7 @@ impl Node {
             dispatch: Dispatch::new(group.clone(), leader.clone(), &config.limits, metrics.clone()),
             shared: shared.clone(),
             sessions: Sessions::new(config.limits.clients_max, config.limits.client_idle_max),
+            producers,
             renewals: Renewals::new(config.limits.renewals_max),
             live: Live::new(&addresses),
             address: addresses.own.clone(),
@@ -351,6 +356,9 @@ impl Node {
         };
         tasks.spawn("pump", pump.run(leaving.clone()));
         tasks.spawn("timer", Timer { leader: self.leader.clone() }.run(leaving.clone()));
+        let producers = AskProducers { group: self.group.clone(), streams: self.service.producers.clone() };
+        let checker = Checker { leader: self.leader.clone(), producers: Arc::new(producers) };
+        tasks.spawn("checker", checker.run(leaving.clone()));
         let registrar = Registrar {
             net: doors.net.clone(),
             group: self.group.clone(),

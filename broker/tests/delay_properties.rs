@@ -164,7 +164,7 @@ impl Run {
             }
             Step::Deliver { choice } => {
                 let Some(id) = self.id(choice) else { return };
-                let place = self.straight.waiting(None).find(|(Waiting::Delayed(waiting), _)| *waiting == id);
+                let place = self.straight.waiting(None).find(|(waiting, _)| *waiting == Waiting::Delayed(id));
                 let record = match place {
                     Some((_, pointer)) => self.body(pointer.position),
                     None => Bytes::from_static(b"a stale leader's").into(),

@@ -112,6 +112,7 @@ impl Pair {
             Reply::Changed { handle, .. } => self.handles.push(*handle),
             Reply::Sent { .. }
             | Reply::Delayed { .. }
+            | Reply::Half { .. }
             | Reply::Acked { .. }
             | Reply::Topic { .. }
             | Reply::Group { .. }

@@ -21,10 +21,10 @@ use std::{
 };
 
 use quorate_broker::machine::{
-    Ack, AttemptKey, Batch, Carry, ChangeInvisible, Chosen, Command, CommitOffset, DelayId, Deliver, DropGroup,
-    DropTopic, Effect, GroupId, Handle, Machine, MessageGroup, PutGroup, PutTopic, QueueId, QueueOffset, Recall,
-    Receive, ReceiveScanned, Record, Refusal, Reply, ResetOffset, Scan, Send, SendDelayed, SendKey, Serial, StartAt,
-    TopicId, TopicKind, Verdict, Waiting, tag_hash,
+    Ack, AttemptKey, Batch, Carry, ChangeInvisible, Checked, Chosen, Command, CommitOffset, DelayId, Deliver,
+    DropGroup, DropTopic, Effect, GroupId, HalfId, Handle, Machine, MessageGroup, PutGroup, PutTopic, QueueId,
+    QueueOffset, Recall, Receive, ReceiveScanned, Record, Refusal, Reply, ResetOffset, Resolution, Resolve, Scan, Send,
+    SendDelayed, SendHalf, SendKey, Serial, StartAt, TopicId, TopicKind, Verdict, Waiting, tag_hash,
 };
 use quorate_proto::{
     names::{GroupName, TopicName},
@@ -143,6 +143,7 @@ impl Stage {
                 kind: match words.value("kind").unwrap_or("any") {
                     "normal" => TopicKind::Normal,
                     "fifo" => TopicKind::Fifo,
+                    "transaction" => TopicKind::Transaction,
                     "any" => TopicKind::Any,
                     other => return Err(format!("kind {other}")),
                 },
@@ -162,7 +163,29 @@ impl Stage {
             "delay" => Command::SendDelayed(SendDelayed { due: due(words)?, send: self.send(words)? }),
             "deliver" => Command::Deliver(Deliver { id: delay_id(words)?, record: body(words) }),
             "recall" => Command::Recall(Recall { id: delay_id(words)?, topic: self.topic(words.need("topic")?)? }),
+            "carry" if words.value("half").is_some() => {
+                Command::Carry(Carry { waiting: Waiting::Half(half_id(words)?), record: body(words) })
+            }
             "carry" => Command::Carry(Carry { waiting: Waiting::Delayed(delay_id(words)?), record: body(words) }),
+            "half" => {
+                let immunity_ms = millis(words.value("immunity").unwrap_or("6s"))?;
+                Command::SendHalf(SendHalf { immunity_ms, send: self.send(words)? })
+            }
+            "end" => Command::Resolve(Resolve {
+                id: half_id(words)?,
+                topic: self.topic(words.need("topic")?)?,
+                resolution: match words.plain(0)? {
+                    "commit" => Resolution::Commit,
+                    "rollback" => Resolution::Rollback,
+                    other => return Err(format!("resolution {other}")),
+                },
+                record: words.value("body").map(|_| body(words)),
+            }),
+            "checked" => Command::Checked(Checked {
+                id: half_id(words)?,
+                checks: words.number_or("checks", 0)?,
+                again_ms: words.value("again").map(millis).transpose()?,
+            }),
             "receive" => self.receive(words)?,
             "ack" => {
                 let group = self.group(words.need("group")?)?;
@@ -261,6 +284,9 @@ impl Stage {
             }
             Reply::Delayed { id, duplicate } => {
                 vec![format!("delayed {}{}", delayed(id), if duplicate { " duplicate" } else { "" })]
+            }
+            Reply::Half { id, duplicate } => {
+                vec![format!("half {}{}", id.0, if duplicate { " duplicate" } else { "" })]
             }
             Reply::Received { deliveries } if deliveries.is_empty() => vec!["nothing".to_owned()],
             Reply::Received { deliveries } => deliveries
@@ -388,8 +414,40 @@ impl Stage {
             "due" => some(machine.due(now).map(|(id, message)| {
                 format!("{} #{} q{} position={}", delayed(id), message.topic, message.queue, message.pointer.position)
             })),
-            "waiting" => some(machine.waiting(None).map(|(Waiting::Delayed(id), pointer)| {
-                format!("{} position={} size={}", delayed(id), pointer.position, pointer.size)
+            "waiting" => {
+                let after = match words.value("after-half") {
+                    Some(number) => Some(Waiting::Half(HalfId(number.parse().map_err(|_| "a number")?))),
+                    None => None,
+                };
+                some(machine.waiting(after).map(|(waiting, pointer)| {
+                    let name = match waiting {
+                        Waiting::Delayed(id) => delayed(id),
+                        Waiting::Half(id) => format!("half={}", id.0),
+                    };
+                    format!("{name} position={} size={}", pointer.position, pointer.size)
+                }))
+            }
+            "halves" => some(machine.halves(None).map(|(id, half)| {
+                let next = half.check_at.map_or("set aside".to_owned(), |at| format!("next={}", time(at)));
+                format!(
+                    "half={} #{} q{} sent={} checks={} {next}",
+                    id.0,
+                    half.topic,
+                    half.queue,
+                    time(half.sent_at),
+                    half.checks
+                )
+            })),
+            "transactions" => {
+                let stats = machine.transaction_stats();
+                format!(
+                    "pending={} set-aside={} bytes={} next={} lost={}",
+                    stats.pending, stats.set_aside, stats.bytes, stats.next_number, stats.lost
+                )
+            }
+            "to-check" => some(machine.topics_to_check(now).flat_map(|topic| {
+                let halves = machine.to_check(topic, now);
+                halves.map(move |(id, half)| format!("half={} #{topic} checks={}", id.0, half.checks))
             })),
             "below" => {
                 let border = machine.border_below(Position(words.plain(1)?.parse().map_err(|_| "a position")?));
@@ -413,6 +471,11 @@ fn due(words: &Words<'_>) -> Result<Timestamp, String> {
 fn delay_id(words: &Words<'_>) -> Result<DelayId, String> {
     let number = words.need("number")?.parse().map_err(|_| "a number")?;
     Ok(DelayId { due: due(words)?, number })
+}
+
+/// A half message by its number: `half=0`.
+fn half_id(words: &Words<'_>) -> Result<HalfId, String> {
+    words.need("half")?.parse().map(HalfId).map_err(|_| "a number".to_owned())
 }
 
 fn delayed(id: DelayId) -> String {

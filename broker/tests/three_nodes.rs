@@ -34,6 +34,8 @@ use tonic::{Request, transport::Channel};
 mod damaged_queues;
 #[path = "three_nodes/order_and_filters.rs"]
 mod order_and_filters;
+#[path = "three_nodes/transactions.rs"]
+mod transactions;
 
 type Client = MessagingServiceClient<Channel>;
 

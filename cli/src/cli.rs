@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     bench::BenchCommand, broker::BrokerArgs, cluster::ClusterCommand, dev::DevCommand, doctor::DoctorCommand,
     group::GroupCommand, health::HealthArgs, message::MessageCommand, namesrv::NamesrvArgs, output::Format,
-    topic::TopicCommand,
+    topic::TopicCommand, transaction::TransactionCommand,
 };
 
 /// A message broker that speaks RocketMQ 5's protocol and keeps everything in one Raft log per broker group.
@@ -42,6 +42,9 @@ pub enum Command {
     /// Create, list and delete consumer groups
     #[command(subcommand)]
     Group(GroupCommand),
+    /// List half messages that wait for their end, commit them and roll them back
+    #[command(subcommand)]
+    Transaction(TransactionCommand),
     /// Look at the broker group
     #[command(subcommand)]
     Cluster(ClusterCommand),

@@ -21,6 +21,7 @@ mod page;
 mod status;
 mod stop;
 mod topic;
+mod transaction;
 
 use std::{future::Future, process::ExitCode};
 
@@ -67,6 +68,14 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             print(cli, answer.map_err(failed)?)
         }),
         Command::Group(command) => on(1, async {
+            let failed = called(command.purpose());
+            let answer = match client(endpoints) {
+                Ok(client) => command.run(&client.admin()).await,
+                Err(error) => Err(error),
+            };
+            print(cli, answer.map_err(failed)?)
+        }),
+        Command::Transaction(command) => on(1, async {
             let failed = called(command.purpose());
             let answer = match client(endpoints) {
                 Ok(client) => command.run(&client.admin()).await,

@@ -26,6 +26,9 @@ pub enum MessageCommand {
         /// NAME=VALUE; may be given several times
         #[arg(long = "property", value_parser = pair)]
         properties: Vec<(String, String)>,
+        /// Leave it half: nobody gets it before `quorate transaction commit` with the id that is printed
+        #[arg(long)]
+        half: bool,
     },
     /// Receive messages; without --ack they come back after --invisible
     Receive {
@@ -66,7 +69,7 @@ impl MessageCommand {
     /// Does it.
     pub async fn run(&self, client: &Client) -> Result<Answer, CallError> {
         match self {
-            Self::Send { topic, body, tag, keys, properties } => {
+            Self::Send { topic, body, tag, keys, properties, half } => {
                 let mut message = Message::new(topic.as_str(), body.clone().into_bytes());
                 message = tag.iter().fold(message, |message, tag| message.tag(tag.as_str()));
                 message = keys.iter().fold(message, |message, key| message.key(key.as_str()));
@@ -74,6 +77,15 @@ impl MessageCommand {
                     .iter()
                     .fold(message, |message, (name, value)| message.property(name.as_str(), value.as_str()));
                 let producer = client.producer();
+                if *half {
+                    let half = producer.send_half(message).await?;
+                    producer.close().await;
+                    return Ok(Answer {
+                        header: vec!["MESSAGE ID", "TRANSACTION"],
+                        rows: vec![vec![half.message_id.clone(), half.transaction_id.clone()]],
+                        json: json!({ "message_id": half.message_id, "transaction_id": half.transaction_id }),
+                    });
+                }
                 let sent = producer.send(message).await?;
                 producer.close().await;
                 Ok(Answer {

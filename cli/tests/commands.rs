@@ -103,10 +103,27 @@ fn a_node_serves_the_commands_and_stops_in_order() {
     assert!(sent.contains("\"queue_offset\":0"), "{sent}");
     let received = fine(&["message", "receive", "t", "--group", "g", "--ack", "-o", "json"]);
     assert!(received.contains("\"body\":\"hello\""), "{received}");
+    fine(&["topic", "create", "halves", "--type", "transaction"]);
+    let half = fine(&["message", "send", "halves", "wait", "--half", "--key", "k", "-o", "json"]);
+    let half: serde_json::Value = serde_json::from_str(&half).expect("JSON");
+    let id = half["transaction_id"].as_str().expect("it has one");
+    let waiting = || fine(&["transaction", "list", "--topic", "halves", "-o", "json"]);
+    assert!(waiting().contains(id) && waiting().contains(half["message_id"].as_str().expect("it has one")));
+    assert!(fine(&["transaction", "list"]).contains(id));
+    assert!(!fine(&["transaction", "list", "--set-aside"]).contains(id));
+    assert!(fine(&["transaction", "commit", id, "-o", "json"]).contains("committed"));
+    fine(&["transaction", "commit", id]);
+    let (code, _, err) = said(&run(&["transaction", "rollback", id, at[0], at[1]]));
+    assert!(code == 1 && err.contains("42800"), "{err}");
+    assert_eq!(said(&run(&["transaction", "rollback", "00FF", at[0], at[1]])).0, 1);
+    assert!(!waiting().contains(id));
+    let received = fine(&["message", "receive", "halves", "--group", "g", "--ack", "-o", "json"]);
+    assert!(received.contains("\"body\":\"wait\""), "{received}");
     let groups = fine(&["group", "list", "-o", "json"]);
     assert!(groups.contains("\"name\":\"g\""), "{groups}");
     fine(&["group", "delete", "g"]);
     fine(&["topic", "delete", "t"]);
+    fine(&["topic", "delete", "halves"]);
     assert_eq!(fine(&["topic", "list", "-o", "json"]).trim(), "[]");
 
     // The port is taken, and so is the directory: each has an error of its own.

@@ -13,6 +13,7 @@ use quorate_proto::{
 use crate::{
     error::{AdminError, CallError, check_code, check_status},
     identity::{Identity, resource},
+    message::Resolution,
     route::{addresses, wire_endpoints},
     transport::{Attempts, CallLimits, Connection, Transport, messaging},
 };
@@ -133,6 +134,36 @@ impl Admin {
         let mut groups = answer?.groups;
         groups.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(groups)
+    }
+
+    /// Half messages that wait, in the order of their sends: of one topic or of all, at most `max`, behind the transaction `after`.
+    /// `set_aside`: those only that the broker asks nobody about any more.
+    ///
+    /// # Errors
+    /// `Refused` with 40402 if there is no such topic, with 40008 if `after` is no transaction id.
+    pub async fn list_transactions(
+        &self,
+        topic: Option<&str>,
+        set_aside: bool,
+        max: u32,
+        after: &str,
+    ) -> Result<admin::ListTransactionsResponse, AdminError> {
+        let topic = topic.unwrap_or_default().to_owned();
+        let request = admin::ListTransactionsRequest { topic, set_aside, max, after: after.to_owned() };
+        call!(self, list_transactions(request), repeat: true, |answer: &'_ admin::ListTransactionsResponse| answer
+            .outcome
+            .clone())
+    }
+
+    /// Ends a transaction as its producer would. Done again is done.
+    ///
+    /// # Errors
+    /// `Refused` with 42800 if it ended the other way before, with 40008 if there is no such transaction.
+    pub async fn end_transaction(&self, transaction_id: &str, resolution: Resolution) -> Result<(), AdminError> {
+        let commit = resolution == Resolution::Commit;
+        let request = admin::EndTransactionRequest { transaction_id: transaction_id.to_owned(), commit };
+        let outcome: Result<admin::Outcome, AdminError> = call!(self, end_transaction(request), repeat: true, Some);
+        outcome.map(drop)
     }
 
     /// The addresses that clients are given for a topic, each once, in the order of its route. Asked anew each time, and answered by name

@@ -19,7 +19,7 @@ use crate::{
     consumer::{ConsumerOptions, SimpleConsumer},
     error::CallError,
     identity::Identity,
-    producer::Producer,
+    producer::{CheckListener, Checks, Producer},
     route::Routes,
     transport::{CallLimits, Transport},
 };
@@ -59,6 +59,21 @@ impl Client {
 
     /// A producer, with a client id and message ids of its own.
     pub fn producer(&self) -> Producer {
+        self.make_producer(None)
+    }
+
+    /// A producer that answers for half messages of `topics`: the broker asks `listener` about those that were left open, by this
+    /// process or by any other that died. It is asked as soon as the producer exists, before anything is sent.
+    pub fn transactional_producer<T: Into<String>>(
+        &self,
+        topics: impl IntoIterator<Item = T>,
+        listener: CheckListener,
+    ) -> Producer {
+        let topics = topics.into_iter().map(Into::into).collect();
+        self.make_producer(Some(Checks { topics, listener }))
+    }
+
+    fn make_producer(&self, checks: Option<Checks>) -> Producer {
         let shared = &self.shared;
         let number = shared.made.fetch_add(1, Ordering::Relaxed);
         let identity = self.identity(number, v2::ClientType::Producer, None);
@@ -73,6 +88,7 @@ impl Client {
             limits,
             ids,
             shared.doors.clock.clone(),
+            checks,
         )
     }
 

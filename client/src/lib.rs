@@ -39,14 +39,15 @@ pub use config::{ClientConfig, Doors};
 pub use consumer::{ConsumerOptions, Filter, ReceiveOptions, SimpleConsumer};
 pub use error::{AckError, AdminError, CallError, ReceiveError, SendError, code_name};
 pub use group_hash::{queue_of_group, sip_hash_2_4};
-pub use message::{Delivery, Message};
+pub use message::{Delivery, Message, Resolution};
 pub use picker::{Fault, Picker};
-pub use producer::{Producer, Sent};
+pub use producer::{CheckListener, Producer, Sent, Transaction};
 
 /// A moment, in milliseconds since 1970.
 pub use quorate_proto::time::Timestamp;
 
 /// What operators ask for and get, as the wire has it.
 pub use quorate_proto::admin::{
-    ClusterStatusResponse, ConsumerGroup, LeaderChange, NodeHistory, NodeStatus, Queue, Topic, TopicType,
+    ClusterStatusResponse, ConsumerGroup, LeaderChange, ListTransactionsResponse, NodeHistory, NodeStatus, Queue,
+    Topic, TopicType, Transaction as WaitingTransaction,
 };

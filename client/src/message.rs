@@ -16,6 +16,7 @@ pub struct Message {
     pub(crate) properties: HashMap<String, String>,
     pub(crate) message_group: Option<String>,
     pub(crate) deliver_at: Option<Timestamp>,
+    pub(crate) check_after: Option<Duration>,
     pub(crate) id: Option<String>,
 }
 
@@ -30,6 +31,7 @@ impl Message {
             properties: HashMap::new(),
             message_group: None,
             deliver_at: None,
+            check_after: None,
             id: None,
         }
     }
@@ -70,6 +72,14 @@ impl Message {
         self
     }
 
+    /// How long the broker leaves a half message alone before it asks for its fate; 6 s unless its operator chose otherwise. Of no
+    /// meaning for other messages.
+    #[must_use]
+    pub fn check_after(mut self, duration: Duration) -> Self {
+        self.check_after = Some(duration);
+        self
+    }
+
     /// Fixes the message id (34 hex characters), for an application that repeats a send of unknown outcome: within 60 s, the same id,
     /// topic and body from the same producer are stored once.
     #[must_use]
@@ -77,6 +87,15 @@ impl Message {
         self.id = Some(id.into());
         self
     }
+}
+
+/// How a transaction ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// Consumers get the message.
+    Commit,
+    /// Nobody ever gets it.
+    Rollback,
 }
 
 /// A message that was handed out, with what acks it.

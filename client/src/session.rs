@@ -8,8 +8,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::StreamExt as _;
 use quorate_proto::v2::{self, telemetry_command::Command};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
@@ -37,16 +37,28 @@ pub(crate) struct Session {
 /// Names the topics that the settings should list, and what a consumer wants of each, at the time they are sent.
 pub(crate) type Topics = Arc<dyn Fn() -> Vec<(String, v2::FilterExpression)> + Send + Sync>;
 
+/// What a client says on its telemetry stream, and what it listens to there.
+#[derive(Clone)]
+pub(crate) struct Talk {
+    pub topics: Topics,
+    /// The topics have changed: settings are sent again.
+    pub changed: Arc<Notify>,
+    /// Takes the broker's questions about half messages; without it they are passed over.
+    pub checks: Option<mpsc::Sender<v2::RecoverOrphanedTransactionCommand>>,
+}
+
+impl Talk {
+    /// Of a client that only names topics, once per stream.
+    pub(crate) fn about(topics: Topics) -> Self {
+        Self { topics, changed: Arc::default(), checks: None }
+    }
+}
+
 impl Session {
     /// Starts both tasks on the current runtime.
-    pub(crate) fn start(
-        transport: Arc<Transport>,
-        routes: Arc<Routes>,
-        identity: Arc<Identity>,
-        topics: Topics,
-    ) -> Self {
+    pub(crate) fn start(transport: Arc<Transport>, routes: Arc<Routes>, identity: Arc<Identity>, talk: Talk) -> Self {
         let beats = tokio::spawn(keep_beating(transport.clone(), routes.clone(), identity.clone()));
-        let talks = tokio::spawn(keep_talking(transport.clone(), routes.clone(), identity.clone(), topics));
+        let talks = tokio::spawn(keep_talking(transport.clone(), routes.clone(), identity.clone(), talk));
         let tasks = [AbortOnDropHandle::new(beats), AbortOnDropHandle::new(talks)];
         Self { transport, routes, identity, _tasks: tasks }
     }
@@ -91,9 +103,9 @@ async fn beat(transport: &Transport, identity: &Identity, address: Arc<str>) {
     }
 }
 
-async fn keep_talking(transport: Arc<Transport>, routes: Arc<Routes>, identity: Arc<Identity>, topics: Topics) {
+async fn keep_talking(transport: Arc<Transport>, routes: Arc<Routes>, identity: Arc<Identity>, about: Talk) {
     loop {
-        if let Err(error) = talk(&transport, &routes, &identity, &topics).await {
+        if let Err(error) = talk(&transport, &routes, &identity, &about).await {
             tracing::debug!(client_id = %identity.client_id, %error, "telemetry stream ended");
         }
         tokio::time::sleep(REOPEN).await;
@@ -101,13 +113,19 @@ async fn keep_talking(transport: Arc<Transport>, routes: Arc<Routes>, identity: 
 }
 
 /// One telemetry stream, from its opening to its end.
-async fn talk(transport: &Transport, routes: &Routes, identity: &Identity, topics: &Topics) -> Result<(), String> {
+async fn talk(transport: &Transport, routes: &Routes, identity: &Arc<Identity>, about: &Talk) -> Result<(), String> {
     let addresses = routes.broker_addresses();
     let Some(address) = transport.choose(&addresses, &[]) else { return Ok(()) };
     let connecting = transport.connect(&address, SHORT_CALL).await;
     let connection = connecting.inspect_err(|_| transport.blame(&address, Fault::Failed))?;
-    let settings = identity.settings(topics());
-    let outgoing = futures_util::stream::iter([settings]).chain(futures_util::stream::pending());
+    let said = (identity.clone(), about.clone(), false);
+    let outgoing = futures_util::stream::unfold(said, |(identity, about, again)| async move {
+        if again {
+            about.changed.notified().await;
+        }
+        let settings = identity.settings((about.topics)());
+        Some((settings, (identity, about, true)))
+    });
     let mut client = messaging(&connection);
     let answer = client.telemetry(identity.open_request(outgoing)).await.map_err(|status| status.to_string())?;
     let mut incoming = answer.into_inner();
@@ -115,7 +133,14 @@ async fn talk(transport: &Transport, routes: &Routes, identity: &Identity, topic
         match command.command {
             Some(Command::Settings(_)) => tracing::debug!(%address, "settings agreed"),
             Some(Command::ReconnectEndpointsCommand(_)) => return Ok(()),
-            // Requests for a stack trace, a trial consumption or a transaction's fate are for clients that have such a thing.
+            Some(Command::RecoverOrphanedTransactionCommand(question)) => {
+                if let Some(checks) = &about.checks
+                    && checks.try_send(question).is_err()
+                {
+                    tracing::debug!(%address, "too many checks of half messages wait; the broker asks again");
+                }
+            }
+            // Requests for a stack trace or a trial consumption are for clients that have such a thing.
             Some(_) | None => {}
         }
     }

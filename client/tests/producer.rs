@@ -7,7 +7,7 @@ mod fake;
 use std::time::Duration;
 
 use fake::{Answer, Cluster};
-use quorate_client::{Client, Message, Producer, SendError};
+use quorate_client::{CheckListener, Client, Message, Producer, Resolution, SendError};
 use quorate_proto::time::Timestamp;
 use tokio::time::Instant;
 
@@ -303,4 +303,76 @@ async fn a_delayed_message_carries_its_time_and_is_recalled_by_its_handle_throug
     assert_eq!(cluster.calls_of("recall"), THREE);
     cluster.say([Answer::Code(40400)]);
     assert_eq!(producer.recall("t", &handle).await.unwrap_err().code(), 40400);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_half_message_is_ended_through_the_next_node_if_need_be() {
+    let cluster = Cluster::start(&THREE);
+    let client = cluster.client(ENDPOINTS);
+    let producer = producer(&client).await;
+    let half = producer.send_half(message().check_after(Duration::from_millis(2500))).await.unwrap();
+    assert_eq!((half.transaction_id.as_str(), half.topic.as_str()), ("transaction", "t"));
+    let system = cluster.sends.lock().unwrap()[0].1.messages[0].system_properties.clone().unwrap();
+    let recovery = prost_types::Duration { seconds: 2, nanos: 500_000_000 };
+    assert_eq!((system.message_type, system.orphaned_transaction_recovery_duration), (4, Some(recovery)));
+    assert_eq!(half.message_id, system.message_id);
+
+    cluster.say([Answer::Code(50002), Answer::Code(50402)]);
+    producer.commit(&half).await.unwrap();
+    let ends = cluster.ends.lock().unwrap().clone();
+    assert_eq!(ends.iter().map(|(node, _)| node.as_str()).collect::<Vec<_>>(), THREE);
+    let last = &ends[2].1;
+    assert_eq!((last.transaction_id.as_str(), last.resolution, last.source), ("transaction", 1, 1));
+    assert_eq!((last.topic.as_ref().unwrap().name.as_str(), &last.message_id), ("t", &half.message_id));
+    cluster.say([Answer::Code(42800)]);
+    assert_eq!(producer.rollback(&half).await.unwrap_err().code(), 42800);
+    assert_eq!(cluster.ends.lock().unwrap()[3].1.resolution, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_is_asked_for_the_topics_it_was_made_for_before_anything_is_sent() {
+    let cluster = Cluster::start(&THREE);
+    let client = cluster.client(ENDPOINTS);
+    let listener = CheckListener::new(|half: quorate_client::Delivery| async move {
+        match &half.body[..] {
+            b"paid" => Some(Resolution::Commit),
+            b"failed" => Some(Resolution::Rollback),
+            _ => None,
+        }
+    });
+    let producer = client.transactional_producer(["t"], listener);
+    let listed = |topics: &[&str]| {
+        let settings = cluster.settings.lock().unwrap();
+        settings.last().is_some_and(|settings| match &settings.pub_sub {
+            Some(quorate_proto::v2::settings::PubSub::Publishing(publishing)) => {
+                publishing.topics.iter().map(|topic| topic.name.as_str()).eq(topics.iter().copied())
+            }
+            _ => false,
+        })
+    };
+    until(|| listed(&["t"])).await;
+    cluster.check("t", "unknown", "0");
+    cluster.check("t", "paid", "1");
+    cluster.check("t", "failed", "2");
+    until(|| cluster.ends.lock().unwrap().len() == 2).await;
+    let mut ends: Vec<_> = cluster.ends.lock().unwrap().iter().map(|(_, end)| end.clone()).collect();
+    ends.sort_by(|a, b| a.transaction_id.cmp(&b.transaction_id));
+    let facts = |at: usize| (ends[at].transaction_id.as_str(), ends[at].resolution, ends[at].source);
+    assert_eq!((facts(0), facts(1)), (("1", 1, 2), ("2", 2, 2)));
+    assert_eq!(ends[0].message_id, "id of paid");
+
+    // A topic that is used later is listed from then on.
+    producer.send(Message::new("u", "x")).await.unwrap();
+    until(|| listed(&["t", "u"])).await;
+}
+
+/// Waits, in the tests' own time, until something holds.
+async fn until(mut holds: impl FnMut() -> bool) {
+    for _ in 0..10_000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("it does not come to hold");
 }

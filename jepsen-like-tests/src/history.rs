@@ -299,6 +299,9 @@ enum LineType {
     Ack,
     Until,
     Recall,
+    Half,
+    Commit,
+    Rollback,
     Fault,
     Election,
 }
@@ -379,6 +382,15 @@ impl<'a> From<&'a Op> for Line<'a> {
                     Held::Until { not_before_us } => {
                         Self { not_before_us: Some(*not_before_us), ..line(LineType::Until) }
                     }
+                    Held::Half => line(LineType::Half),
+                    Held::End { commit, outcome } => {
+                        let line = line(if *commit { LineType::Commit } else { LineType::Rollback });
+                        match outcome {
+                            Acked::Done => line.outcome(LineOutcome::Ok, None),
+                            Acked::Failed(why) => line.outcome(LineOutcome::Fail, Some(why)),
+                            Acked::Unknown(why) => line.outcome(LineOutcome::Unknown, Some(why)),
+                        }
+                    }
                     Held::Recall(Acked::Done) => line(LineType::Recall).outcome(LineOutcome::Ok, None),
                     Held::Recall(Acked::Failed(why)) => line(LineType::Recall).outcome(LineOutcome::Fail, Some(why)),
                     Held::Recall(Acked::Unknown(why)) => {
@@ -458,6 +470,11 @@ impl Line<'_> {
                 Op::Hold(Hold { span, topic: topic()?, key: key()?, what })
             }
             LineType::Recall => Op::Hold(Hold { span, topic: topic()?, key: key()?, what: Held::Recall(acked()?) }),
+            LineType::Half => Op::Hold(Hold { span, topic: topic()?, key: key()?, what: Held::Half }),
+            kind @ (LineType::Commit | LineType::Rollback) => {
+                let what = Held::End { commit: kind == LineType::Commit, outcome: acked()? };
+                Op::Hold(Hold { span, topic: topic()?, key: key()?, what })
+            }
             LineType::Fault => Op::Fault(Fault {
                 span,
                 node: self.node.ok_or("node")?,

@@ -37,6 +37,10 @@ fn samples() -> Vec<Op> {
         hold(18, Held::Recall(Acked::Done)),
         hold(19, Held::Recall(Acked::Failed("too late".into()))),
         hold(20, Held::Recall(Acked::Unknown("reset".into()))),
+        hold(21, Held::Half),
+        hold(22, Held::End { commit: true, outcome: Acked::Done }),
+        hold(23, Held::End { commit: false, outcome: Acked::Failed("ended".into()) }),
+        hold(24, Held::End { commit: false, outcome: Acked::Unknown("reset".into()) }),
         Op::Election(Election { span: span(0, 16), leader: 3, term: 9 }),
     ]
 }

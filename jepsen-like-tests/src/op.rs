@@ -118,6 +118,10 @@ pub enum Held {
     Until { not_before_us: u64 },
     /// It was taken back: done, it must never be seen; unknown, either.
     Recall(Acked),
+    /// It is half: it must not be seen before somebody asks to commit it.
+    Half,
+    /// It was asked to be committed or rolled back. Committed it must be seen once, rolled back never; unknown, either.
+    End { commit: bool, outcome: Acked },
 }
 
 /// Something done to a node; the span covers the doing, not how long it lasts.

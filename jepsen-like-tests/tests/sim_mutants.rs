@@ -124,3 +124,11 @@ fn a_filter_that_is_skipped_is_caught_within_three_seeds() {
     println!("filter skipped: seeds {broken:?} of 3");
     assert_eq!(!broken.is_empty(), cfg!(feature = "mutant-filter-skipped"), "{broken:?}");
 }
+
+/// A half message that stands in its queue from its send on (`mutant-half-visible-early`), likewise.
+#[test]
+fn a_half_message_that_is_visible_early_is_caught_within_three_seeds() {
+    let broken = broker_seeds_that_break("transactions");
+    println!("half visible early: seeds {broken:?} of 3");
+    assert_eq!(!broken.is_empty(), cfg!(feature = "mutant-half-visible-early"), "{broken:?}");
+}

@@ -8,6 +8,7 @@ mod election;
 mod limits;
 mod listener;
 mod ranges;
+mod transactions;
 pub mod units;
 
 use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
@@ -19,6 +20,7 @@ pub use self::{
     election::{ElectionConfig, Profile, Timers},
     limits::Limits,
     listener::ListenerConfig,
+    transactions::TransactionsConfig,
 };
 
 /// Room of an entry's frame and of one command's fixed fields beside the message.
@@ -55,6 +57,8 @@ pub struct BrokerConfig {
     pub topics: TopicsConfig,
     /// Consumer groups.
     pub groups: GroupsConfig,
+    /// Transactional messages.
+    pub transactions: TransactionsConfig,
     /// What clients are told about the group's nodes.
     pub route: RouteConfig,
     /// Bounds.
@@ -331,6 +335,7 @@ impl BrokerConfig {
         self.check_network()?;
         self.check_storage()?;
         self.election.check()?;
+        self.transactions.check()?;
         self.check_limits()
     }
 
@@ -591,6 +596,9 @@ mod tests {
         assert!(problem(|c| c.retention.log_bytes_max = 1 << 30).contains("2GiB"));
         assert!(problem(|c| c.limits.request_bytes_max = 4 << 20).contains("request_bytes_max"));
         assert!(problem(|c| c.limits.batch_commands_max = 0).contains("batch_commands_max"));
+        assert!(problem(|c| c.transactions.immunity = Duration::from_secs(3601)).contains("immunity_max"));
+        assert!(problem(|c| c.transactions.check_interval = Duration::from_millis(1)).contains("check_interval"));
+        assert!(problem(|c| c.transactions.checks_max = 0).contains("checks_max"));
         assert!(problem(|c| c.node.peers = vec!["2@a:1".parse().expect("legal")]).contains("node 1 itself"));
         assert!(
             problem(|c| c.node.peers = ["1@a:1", "2@a:1"].map(|p| p.parse().expect("legal")).to_vec())

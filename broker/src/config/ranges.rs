@@ -71,6 +71,9 @@ fn durations(config: &BrokerConfig) -> Vec<Row> {
         ("election.timeout_min", millis(timers.timeout_min), 3 * MS, 30 * SECOND),
         ("election.timeout_max", millis(timers.timeout_max), 4 * MS, 60 * SECOND),
         ("election.fast_path_pause", millis(config.election.fast_path_pause), MS, SECOND),
+        ("transactions.immunity", millis(config.transactions.immunity), MS, DAY),
+        ("transactions.immunity_max", millis(config.transactions.immunity_max), MS, DAY),
+        ("transactions.check_interval", millis(config.transactions.check_interval), SECOND, DAY),
         ("route.drop_after", millis(config.route.drop_after), 100 * MS, HOUR),
         ("route.return_after", millis(config.route.return_after), 0, HOUR),
         ("limits.invisible_min", millis(limits.invisible_min), MS, DAY),
@@ -88,6 +91,7 @@ fn counts(config: &BrokerConfig) -> Vec<Row> {
     let count = |count: usize| count as u64;
     vec![
         ("election.fast_path_probes", config.election.fast_path_probes.into(), 1, 20),
+        ("transactions.checks_max", config.transactions.checks_max.into(), 1, 1_000),
         ("topics.auto_create_queues", config.topics.auto_create_queues.into(), 1, QUEUES_MAX.into()),
         ("limits.messages_per_call_max", limits.messages_per_call_max.into(), 1, 65_535),
         ("limits.receive_batch_max", limits.receive_batch_max.into(), 1, 65_535),

@@ -113,6 +113,9 @@ calls! {
     13 ListGroups -> Groups by list_groups, repeatable: true;
     // A recalled message is remembered until it would have been due.
     40 Recall -> Recalled by recall, repeatable: true;
+    // How a transaction ended is remembered; a repeat is answered like the first.
+    50 EndTransaction -> Done by end_transaction, repeatable: true;
+    51 ListTransactions -> Transactions by list_transactions, repeatable: true;
 }
 
 /// Store messages of one topic.
@@ -143,6 +146,9 @@ pub(crate) struct Outgoing {
     /// `machine::MessageGroup` of an ordered message.
     #[prost(fixed64, optional, tag = "6")]
     pub message_group: Option<u64>,
+    /// It is a half message, and how long its producer is left alone before it is asked; 0: as the settings say.
+    #[prost(uint64, optional, tag = "7")]
+    pub half_immunity_ms: Option<u64>,
 }
 
 /// One result per message, in order.
@@ -164,6 +170,72 @@ pub(crate) struct SentOne {
     /// Takes the message back; empty if it is visible already.
     #[prost(string, tag = "4")]
     pub recall_handle: String,
+    /// Ends the transaction of a half message; else empty.
+    #[prost(string, tag = "5")]
+    pub transaction_id: String,
+}
+
+/// Commit a half message or roll it back.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct EndTransaction {
+    /// The topic that the client names; an operator names none.
+    #[prost(string, optional, tag = "1")]
+    pub topic: Option<String>,
+    #[prost(string, tag = "2")]
+    pub transaction_id: String,
+    #[prost(bool, tag = "3")]
+    pub commit: bool,
+}
+
+/// Half messages, in the order of their sends.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ListTransactions {
+    /// Of this topic only.
+    #[prost(string, optional, tag = "1")]
+    pub topic: Option<String>,
+    /// Those only that nobody asks about any more.
+    #[prost(bool, tag = "2")]
+    pub set_aside: bool,
+    /// Most of them.
+    #[prost(uint32, tag = "3")]
+    pub max: u32,
+    /// Behind the transaction of this id; empty from the first on.
+    #[prost(string, tag = "4")]
+    pub after: String,
+}
+
+/// Half messages that wait.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Transactions {
+    #[prost(message, repeated, tag = "1")]
+    pub transactions: Vec<TransactionDetail>,
+    /// There are more behind the last.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+
+/// One half message.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct TransactionDetail {
+    #[prost(string, tag = "1")]
+    pub topic: String,
+    #[prost(string, tag = "2")]
+    pub transaction_id: String,
+    /// Empty if no node can read the message now.
+    #[prost(string, tag = "3")]
+    pub message_id: String,
+    #[prost(uint64, tag = "4")]
+    pub sent_ms: u64,
+    #[prost(uint32, tag = "5")]
+    pub checks: u32,
+    /// When a producer is asked next; `None` when it is set aside.
+    #[prost(uint64, optional, tag = "6")]
+    pub check_ms: Option<u64>,
+    /// Bytes of the message as it is stored.
+    #[prost(uint32, tag = "7")]
+    pub size: u32,
+    #[prost(string, repeated, tag = "8")]
+    pub keys: Vec<String>,
 }
 
 /// Take a delayed message back.
@@ -458,6 +530,7 @@ mod tests {
             record,
             due_ms: 3,
             message_group: Some(u64::MAX),
+            half_immunity_ms: Some(6_000),
         };
         let call = Send { topic: "t".into(), client_id: "c".into(), messages: vec![outgoing] };
         let request = call.to_request();

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     machine::{
         self, AttemptKey, Command, Delivery, GroupId, Handle, MessageGroup, QueueId, RecallHandle, Refusal, Reply,
-        SendKey, StoredRecord, TopicId, TopicKind,
+        SendKey, StoredRecord, TopicId, TopicKind, TransactionHandle,
     },
     replica::{Applied, Found},
     scan::Look as _,
@@ -49,7 +49,10 @@ impl Leader {
         };
         let mut receipts = Vec::with_capacity(1);
         for part in parts(&call.messages, self.config.limits.batch_bytes_max) {
-            let command = |message: &Outgoing| send_command(topic.id, queue(message), &call.client_id, message);
+            let command = |message: &Outgoing| {
+                let send = send_once(topic.id, queue(message), &call.client_id, message);
+                self.send_command(send, message)
+            };
             let submitted = self.proposer.submit(part.iter().map(command).collect());
             let failed = submitted.is_err();
             receipts.push(submitted);
@@ -64,6 +67,17 @@ impl Leader {
         let replies = applied.into_iter().flat_map(|applied| applied.replies);
         let results = replies.zip(&call.messages).map(|(reply, message)| self.sent_one(reply, topic.id, message));
         Ok(Sent { results: results.collect() })
+    }
+
+    fn send_command(&self, send: machine::Send, message: &Outgoing) -> Command {
+        if let Some(asked_ms) = message.half_immunity_ms {
+            let immunity_ms = if asked_ms == 0 { milliseconds(self.config.transactions.immunity) } else { asked_ms };
+            return Command::SendHalf(machine::SendHalf { immunity_ms, send });
+        }
+        match message.due_ms {
+            0 => Command::Send(send),
+            due_ms => Command::SendDelayed(machine::SendDelayed { due: Timestamp(due_ms), send }),
+        }
     }
 
     /// The topic takes messages of this kind, and a delayed one does not lie too far ahead.
@@ -87,6 +101,10 @@ impl Leader {
             Reply::Delayed { id, duplicate: _ } => {
                 let handle = RecallHandle { topic, id, message_id: message.message_id.clone() };
                 SentOne { recall_handle: handle.to_text(self.cluster), ..SentOne::default() }
+            }
+            Reply::Half { id, duplicate: _ } => {
+                let handle = TransactionHandle { topic, id };
+                SentOne { transaction_id: handle.to_text(self.cluster), ..SentOne::default() }
             }
             Reply::Refused(refusal) => SentOne { no: Some((self.to_no)(refusal)), ..SentOne::default() },
             reply @ (Reply::Received { .. }
@@ -331,6 +349,9 @@ pub(super) async fn rest(
 
 /// Which kind of message it is. The service lets none in that is two at once.
 fn kind(message: &Outgoing) -> TopicKind {
+    if message.half_immunity_ms.is_some() {
+        return TopicKind::Transaction;
+    }
     match (message.due_ms, message.message_group) {
         (0, None) => TopicKind::Normal,
         (0, Some(_)) => TopicKind::Fifo,
@@ -338,18 +359,18 @@ fn kind(message: &Outgoing) -> TopicKind {
     }
 }
 
-fn send_command(topic: TopicId, queue: QueueId, client_id: &str, message: &Outgoing) -> Command {
-    let send = machine::Send {
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn send_once(topic: TopicId, queue: QueueId, client_id: &str, message: &Outgoing) -> machine::Send {
+    machine::Send {
         topic,
         queue,
         key: SendKey::new(topic, client_id, &message.message_id),
         body_crc: message.body_crc,
         tag_hash: message.tag_hash,
         record: message.record.clone().into(),
-    };
-    match message.due_ms {
-        0 => Command::Send(send),
-        due_ms => Command::SendDelayed(machine::SendDelayed { due: Timestamp(due_ms), send }),
     }
 }
 

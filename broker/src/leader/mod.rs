@@ -8,6 +8,7 @@
 //! It decides nothing that `apply` does not check again.
 
 pub(crate) mod calls;
+pub(crate) mod checks;
 pub(crate) mod clock;
 pub(crate) mod filter;
 pub(crate) mod mend;
@@ -20,6 +21,7 @@ pub(crate) mod rescue;
 mod scanned;
 mod term;
 pub(crate) mod timer;
+mod transactions;
 
 use std::{sync::Arc, time::Duration};
 

@@ -8,6 +8,7 @@
 //! command   kind (1) | fields in the order of the struct
 //! Send      topic 4 | queue 2 | key 16 | body crc32c 4 | tag hash 8 | record size 4 | record crc32c 4 | stamp 8 | record
 //! Deliver   due 8 | number 8 | record size 4 | record crc32c 4 | stamp 8 | record       (Carry: the same behind a byte of kind)
+//! Resolve   number 8 | topic 4 | resolution 1 | 0, or 1 and a record as in Deliver
 //! ```
 //! Crc and stamp stand before every record, so that a consume queue's pointer leads to the record, to the proof that it is sound and
 //! to its store time without reading the head of the batch. `decode` never panics; records are slices of the input, not copies.
@@ -21,7 +22,11 @@ use quorate_proto::{
 use super::{
     codec::{DecodeError, Reader, put_text},
     dedup::SendKey,
-    feature::{delay::DelayId, pop::AttemptKey},
+    feature::{
+        delay::DelayId,
+        pop::AttemptKey,
+        transaction::{HalfId, Resolution},
+    },
     handle::Handle,
     ids::{GroupId, MessageGroup, QueueId, QueueOffset, TopicId},
     record::{PREFIX_BYTES, Record, record_crc},
@@ -45,9 +50,13 @@ const SEND_DELAYED: u8 = 15;
 const DELIVER: u8 = 16;
 const RECALL: u8 = 17;
 const CARRY: u8 = 18;
+const SEND_HALF: u8 = 19;
+const RESOLVE: u8 = 20;
+const CHECKED: u8 = 21;
 
 // What a carried body belongs to.
 const CARRIED_DELAYED: u8 = 1;
+const CARRIED_HALF: u8 = 2;
 
 /// Bytes of an encoded [`Send`] without its record.
 const SEND_BYTES: usize = 1 + 4 + 2 + 16 + 4 + 8 + RECORD_HEAD_BYTES;
@@ -97,6 +106,12 @@ pub enum Command {
     Recall(Recall),
     /// The body of a message that waits, once more, before the floor passes the old one.
     Carry(Carry),
+    /// Store a message that is invisible until its producer commits it.
+    SendHalf(SendHalf),
+    /// Commit a half message or roll it back.
+    Resolve(Resolve),
+    /// A producer was asked about a half message, or nobody is any more.
+    Checked(Checked),
 }
 
 /// Stores a message at the end of a queue.
@@ -157,6 +172,41 @@ pub struct Carry {
 pub enum Waiting {
     /// It is not due yet.
     Delayed(DelayId),
+    /// It is not resolved yet.
+    Half(HalfId),
+}
+
+/// Stores a message that becomes visible when it is committed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SendHalf {
+    /// How long its producer is left alone before it is asked, from the batch's stamp on.
+    pub immunity_ms: u64,
+    /// The message, and the queue it will stand in.
+    pub send: Send,
+}
+
+/// Ends a transaction. Done for one that has ended like that before; refused for one that has ended the other way.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Resolve {
+    /// Which one.
+    pub id: HalfId,
+    /// The topic it was sent to.
+    pub topic: TopicId,
+    /// How it ends.
+    pub resolution: Resolution,
+    /// The message's bytes, as they were sent, for a commit when a segment border lies between; refused without them then.
+    pub record: Option<Record>,
+}
+
+/// Notes that a producer was asked about a half message. Refused when it does not wait any more, was checked since, or before its time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Checked {
+    /// Which one.
+    pub id: HalfId,
+    /// How often one was asked before.
+    pub checks: u16,
+    /// When to ask again, from the batch's stamp on. `None` without having asked: it is set aside.
+    pub again_ms: Option<u64>,
 }
 
 /// Hands out up to `max` messages of a topic to a consumer of a group.
@@ -419,9 +469,18 @@ impl Command {
             Self::Deliver(deliver) => 1 + DelayId::BYTES + RECORD_HEAD_BYTES + deliver.record.bytes().len(),
             Self::Recall(_) => 1 + DelayId::BYTES + 4,
             Self::Carry(carry) => {
-                let Waiting::Delayed(_) = carry.waiting;
-                1 + 1 + DelayId::BYTES + RECORD_HEAD_BYTES + carry.record.bytes().len()
+                let id = match carry.waiting {
+                    Waiting::Delayed(_) => DelayId::BYTES,
+                    Waiting::Half(_) => HalfId::BYTES,
+                };
+                1 + 1 + id + RECORD_HEAD_BYTES + carry.record.bytes().len()
             }
+            Self::SendHalf(half) => SEND_BYTES + 8 + half.send.record.bytes().len(),
+            Self::Resolve(resolve) => {
+                let record = resolve.record.as_ref().map_or(0, |record| RECORD_HEAD_BYTES + record.bytes().len());
+                1 + HalfId::BYTES + 4 + 1 + 1 + record
+            }
+            Self::Checked(_) => 1 + HalfId::BYTES + 2 + 1 + 8,
             Self::Receive(receive) => 1 + receive.encoded_len(),
             Self::ReceiveScanned(scanned) => {
                 let scans: usize = scanned.scans.iter().map(Scan::encoded_len).sum();
@@ -465,8 +524,34 @@ impl Command {
                         out.put_u8(CARRIED_DELAYED);
                         id.encode(out);
                     }
+                    Waiting::Half(id) => {
+                        out.put_u8(CARRIED_HALF);
+                        out.put_u64_le(id.0);
+                    }
                 }
                 put_record(out, record, now);
+            }
+            Self::SendHalf(SendHalf { immunity_ms, send }) => {
+                out.put_u8(SEND_HALF);
+                out.put_u64_le(*immunity_ms);
+                put_send(out, send, now);
+            }
+            Self::Resolve(Resolve { id, topic, resolution, record }) => {
+                out.put_u8(RESOLVE);
+                out.put_u64_le(id.0);
+                out.put_u32_le(topic.0);
+                out.put_u8(*resolution as u8);
+                out.put_u8(u8::from(record.is_some()));
+                if let Some(record) = record {
+                    put_record(out, record, now);
+                }
+            }
+            Self::Checked(Checked { id, checks, again_ms }) => {
+                out.put_u8(CHECKED);
+                out.put_u64_le(id.0);
+                out.put_u16_le(*checks);
+                out.put_u8(u8::from(again_ms.is_some()));
+                out.put_u64_le(again_ms.unwrap_or(0));
             }
             Self::Receive(receive) => {
                 out.put_u8(RECEIVE);
@@ -577,9 +662,30 @@ impl Command {
             CARRY => {
                 let waiting = match reader.u8()? {
                     CARRIED_DELAYED => Waiting::Delayed(DelayId::decode(reader)?),
+                    CARRIED_HALF => Waiting::Half(HalfId(reader.u64()?)),
                     _ => return Err(reader.error("a carried body of an unknown kind")),
                 };
                 Self::Carry(Carry { waiting, record: decode_record(now, reader)? })
+            }
+            SEND_HALF => {
+                let immunity_ms = reader.u64()?;
+                Self::SendHalf(SendHalf { immunity_ms, send: decode_send(now, reader)? })
+            }
+            RESOLVE => {
+                let (id, topic) = (HalfId(reader.u64()?), TopicId(reader.u32()?));
+                let error = reader.error("unknown resolution");
+                let resolution = Resolution::from_number(reader.u8()?).ok_or(error)?;
+                let record = if reader.flag()? { Some(decode_record(now, reader)?) } else { None };
+                Self::Resolve(Resolve { id, topic, resolution, record })
+            }
+            CHECKED => {
+                let (id, checks) = (HalfId(reader.u64()?), reader.u16()?);
+                let again_ms = match (reader.flag()?, reader.u64()?) {
+                    (true, ms) => Some(ms),
+                    (false, 0) => None,
+                    (false, _) => return Err(reader.error("set aside and asked again")),
+                };
+                Self::Checked(Checked { id, checks, again_ms })
             }
             _ => return Err(DecodeError { what: "unknown command", at }),
         };

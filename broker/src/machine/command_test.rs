@@ -51,6 +51,8 @@ fn batch() -> Batch {
 fn without_places(mut batch: Batch) -> Batch {
     for command in &mut batch.commands {
         if let Command::Send(Send { record, .. })
+        | Command::SendHalf(SendHalf { send: Send { record, .. }, .. })
+        | Command::Resolve(Resolve { record: Some(record), .. })
         | Command::SendDelayed(SendDelayed { send: Send { record, .. }, .. })
         | Command::Deliver(Deliver { record, .. })
         | Command::Carry(Carry { record, .. }) = command
@@ -133,9 +135,37 @@ fn a_scan_that_chose_what_it_did_not_look_at_is_refused() {
     assert!(bad(|scan| scan.chosen[1] = scan.chosen[0]).is_err(), "twice");
 }
 
+/// Everything about half messages.
+fn transactions() -> Batch {
+    let Command::Send(send) = send("half") else { panic!("a send") };
+    let (id, topic, now) = (HalfId(1 << 40), TopicId(1), Timestamp(1_700_000_000_000));
+    let record: Record = Bytes::from_static(b"half").into();
+    let end = |resolution, record| Command::Resolve(Resolve { id, topic, resolution, record });
+    let waiting = Waiting::Half(id);
+    Batch {
+        now,
+        commands: vec![
+            Command::SendHalf(SendHalf { immunity_ms: 6_000, send }),
+            end(Resolution::Commit, Some(record.clone())),
+            end(Resolution::Commit, None),
+            end(Resolution::Rollback, None),
+            Command::Checked(Checked { id, checks: 3, again_ms: Some(30_000) }),
+            Command::Checked(Checked { id, checks: 15, again_ms: None }),
+            Command::Carry(Carry { waiting, record }),
+        ],
+    }
+}
+
+#[test]
+fn the_bytes_of_transactions_are_what_they_were() {
+    let sample = sample("batch-transactions-2.bin", &transactions().encode());
+    assert_eq!(transactions().encode()[..], sample[..], "the format has changed; a new version needs a new number");
+    assert_eq!(Batch::decode(sample.into()).map(without_places), Ok(transactions()));
+}
+
 #[test]
 fn every_cut_and_every_flipped_byte_is_an_error_or_another_batch_and_never_a_panic() {
-    for payload in [batch().encode(), scanned().encode()] {
+    for payload in [batch().encode(), scanned().encode(), transactions().encode()] {
         for len in 0..payload.len() {
             assert!(Batch::decode(payload.slice(..len)).is_err(), "cut at {len}");
         }

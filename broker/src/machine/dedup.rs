@@ -90,11 +90,17 @@ pub enum Place {
         /// Its number there.
         number: u64,
     },
+    /// Among the half messages.
+    Half {
+        /// Its number there.
+        number: u64,
+    },
 }
 
 // Kinds of places on disk.
 const IN_QUEUE: u16 = 0;
 const DELAYED: u16 = 1;
+const HALF: u16 = 2;
 
 impl Place {
     /// Queue, kind, and offset or number.
@@ -102,6 +108,7 @@ impl Place {
         match self {
             Self::Queue { queue, offset } => (queue.0, IN_QUEUE, offset.0),
             Self::Delayed { number } => (0, DELAYED, number),
+            Self::Half { number } => (0, HALF, number),
         }
     }
 
@@ -109,6 +116,7 @@ impl Place {
         match (kind, queue) {
             (IN_QUEUE, queue) => Some(Self::Queue { queue: QueueId(queue), offset: QueueOffset(number) }),
             (DELAYED, 0) => Some(Self::Delayed { number }),
+            (HALF, 0) => Some(Self::Half { number }),
             _ => None,
         }
     }

@@ -6,7 +6,10 @@
 use quorate_proto::time::Timestamp;
 
 use super::{
-    feature::delay::DelayId,
+    feature::{
+        delay::DelayId,
+        transaction::{HalfId, Resolution},
+    },
     handle::Handle,
     ids::{GroupId, QueueId, QueueOffset, TopicId},
     record::Pointer,
@@ -29,6 +32,13 @@ pub enum Reply {
         /// Its name.
         id: DelayId,
         /// It was stored by an earlier command with the same key, body and time.
+        duplicate: bool,
+    },
+    /// A half message is stored and waits for its resolution.
+    Half {
+        /// Its name.
+        id: HalfId,
+        /// It was stored by an earlier command with the same key and body; it may have been resolved since.
         duplicate: bool,
     },
     /// Messages are handed out; none if there is nothing to hand out.
@@ -174,6 +184,27 @@ pub enum Refusal {
     /// The message is visible already, or was taken back and would be visible by now.
     #[error("it is too late: the message has been delivered, or it was recalled and its time has passed since")]
     RecallTooLate,
+    /// Not a transaction id, one of another topic, or one of a transaction that never was.
+    #[error("the transaction id is not valid; use the one that the send was answered with, unchanged, and its topic")]
+    TransactionUnknown,
+    /// A transaction id of another cluster.
+    #[error("the transaction id was issued by another cluster; send it there")]
+    TransactionForeign,
+    /// A transaction that ended so long ago that nobody remembers how.
+    #[error("the transaction ended so long ago that it is not known how; nothing was done")]
+    TransactionForgotten,
+    /// A transaction that has ended the other way.
+    #[error("the transaction was {} before, and that is final; nothing was done", ended.name())]
+    TransactionEnded {
+        /// How it ended.
+        ended: Resolution,
+    },
+    /// A half message that somebody was asked about, or that was set aside, since this was planned.
+    #[error("the half message was checked or set aside since")]
+    CheckedSince,
+    /// A commit without the body of a half message that stands behind a segment border.
+    #[error("the half message stands behind a segment border; commit it with its body")]
+    BodyNeeded,
     /// An offset outside of what the queue holds.
     #[error("the queue holds offsets {min} to {end} (exclusive)")]
     OffsetOutOfRange {

@@ -14,7 +14,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::{
     codec::{DecodeError, Reader, put_text},
     effect::Refusal,
-    feature::delay::DelayId,
+    feature::{delay::DelayId, transaction::HalfId},
     ids::{GroupId, QueueId, QueueOffset, Serial, TopicId},
 };
 
@@ -171,6 +171,65 @@ impl RecallHandle {
     }
 }
 
+/// Names a transaction to its producer and to operators: the transaction id. As text: upper-case hex of
+///
+/// ```text
+/// version 1 (1) | 'T' (1) | cluster hash (4) | topic 4 | number 8 | crc32c (4)
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TransactionHandle {
+    /// The topic, by the number it had then.
+    pub topic: TopicId,
+    /// The half message.
+    pub id: HalfId,
+}
+
+/// Tells transaction ids from other handles.
+const TRANSACTION: u8 = b'T';
+
+impl TransactionHandle {
+    const BYTES: usize = 1 + 1 + 4 + 4 + HalfId::BYTES + 4;
+
+    /// The text that clients carry.
+    pub fn to_text(&self, cluster: ClusterHash) -> String {
+        let mut bytes = BytesMut::with_capacity(Self::BYTES);
+        bytes.put_u8(VERSION);
+        bytes.put_u8(TRANSACTION);
+        bytes.put_u32_le(cluster.0);
+        bytes.put_u32_le(self.topic.0);
+        bytes.put_u64_le(self.id.0);
+        bytes.put_u32_le(crc32c::crc32c(&bytes));
+        to_hex(&bytes)
+    }
+
+    /// Reads the text that a client gave back.
+    ///
+    /// # Errors
+    /// [`Refusal::TransactionUnknown`] if it is no transaction id, [`Refusal::TransactionForeign`] if another cluster issued it.
+    pub fn parse(text: &str, cluster: ClusterHash) -> Result<Self, Refusal> {
+        let packed = from_hex(text).filter(|packed| packed.len() == Self::BYTES).ok_or(Refusal::TransactionUnknown)?;
+        let crc = crc32c::crc32c(&packed[..Self::BYTES - 4]);
+        let mut reader = Reader::new(Bytes::from(packed));
+        let (hash, handle, given) = Self::unpack(&mut reader).map_err(|_| Refusal::TransactionUnknown)?;
+        if given != crc {
+            return Err(Refusal::TransactionUnknown);
+        }
+        if hash != cluster.0 {
+            return Err(Refusal::TransactionForeign);
+        }
+        Ok(handle)
+    }
+
+    fn unpack(reader: &mut Reader) -> Result<(u32, Self, u32), DecodeError> {
+        if (reader.u8()?, reader.u8()?) != (VERSION, TRANSACTION) {
+            return Err(reader.error("not a transaction id"));
+        }
+        let hash = reader.u32()?;
+        let handle = Self { topic: TopicId(reader.u32()?), id: HalfId(reader.u64()?) };
+        Ok((hash, handle, reader.u32()?))
+    }
+}
+
 /// Upper-case hex, as RocketMQ writes digests and ids.
 pub(crate) fn to_hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
@@ -245,6 +304,27 @@ mod tests {
             edited[at] = if edited[at] == b'0' { b'1' } else { b'0' };
             let edited = String::from_utf8(edited).expect("ascii");
             assert_eq!(RecallHandle::parse(&edited, cluster), Err(Refusal::RecallInvalid), "digit {at}");
+        }
+    }
+
+    #[test]
+    fn a_transaction_id_survives_its_text_and_no_edited_digit_passes() {
+        let (cluster, other) = (ClusterHash::of("c1"), ClusterHash::of("c2"));
+        let transaction = TransactionHandle { topic: TopicId(7), id: HalfId(1 << 40) };
+        let text = transaction.to_text(cluster);
+        assert_eq!(TransactionHandle::parse(&text, cluster), Ok(transaction));
+        assert_eq!(TransactionHandle::parse(&text, other), Err(Refusal::TransactionForeign));
+        let receipt = handle().to_text(cluster);
+        for bad in ["", "x", &text[1..], &text[..text.len() - 2], &receipt, &"é".repeat(22), &"0".repeat(44)] {
+            assert_eq!(TransactionHandle::parse(bad, cluster), Err(Refusal::TransactionUnknown), "{bad}");
+        }
+        assert_eq!(Handle::parse(&text, cluster), Err(Refusal::ReceiptInvalid));
+        assert_eq!(RecallHandle::parse(&text, cluster), Err(Refusal::RecallInvalid));
+        for at in 0..text.len() {
+            let mut edited = text.clone().into_bytes();
+            edited[at] = if edited[at] == b'0' { b'1' } else { b'0' };
+            let edited = String::from_utf8(edited).expect("ascii");
+            assert_eq!(TransactionHandle::parse(&edited, cluster), Err(Refusal::TransactionUnknown), "digit {at}");
         }
     }
 

@@ -14,6 +14,9 @@
 //!         3 | group number | topic number       progress of the group in the topic
 //!         16                                    delayed messages: next number, lost, those recalled and not yet due
 //!         17 | due time >> 18, big endian (8)   delayed messages that wait, of about four minutes
+//!         18                                    transactions: next number, lost
+//!         19 | number >> 9, big endian (8)      half messages, of 512 transactions
+//!         20 | number / 4096, big endian (8)    one bit per transaction: it was committed
 //! ```
 //! Everything else is little endian, in the order of `save` of each type. Saving visits ordered maps only, so equal
 //! machines give equal bytes (LAW-SAME). Loading trusts nothing: what it accepts is a state that the rules could have made
@@ -29,7 +32,7 @@ use super::{
     Machine, Totals,
     codec::{DecodeError, Reader},
     dedup::{Dedup, ENTRY_BYTES},
-    feature::delay::Delay,
+    feature::{delay::Delay, transaction::Transactions},
     groups::Groups,
     ids::{GroupId, Serial, TopicId},
     topics::Topics,
@@ -44,6 +47,9 @@ const GROUP: u8 = 2;
 const SUBSCRIPTION: u8 = 3;
 const DELAY: u8 = 16;
 const DELAYED: u8 = 17;
+const TRANSACTIONS: u8 = 18;
+const HALVES: u8 = 19;
+const COMMITTED: u8 = 20;
 
 /// A named piece of the machine's state.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -73,11 +79,12 @@ impl Machine {
         if !self.delay.is_new() {
             parts.add(&[DELAY], |out| self.delay.save_head(out));
         }
-        self.delay.save_pending(|number, save| {
-            let mut key = vec![DELAYED];
-            key.extend_from_slice(&number.to_be_bytes());
-            parts.add(&key, |out| save(out));
-        });
+        self.delay.save_pending(|number, save| parts.add(&long_key(DELAYED, number), |out| save(out)));
+        if !self.transactions.is_new() {
+            parts.add(&[TRANSACTIONS], |out| self.transactions.save_head(out));
+        }
+        self.transactions.save_halves(|number, save| parts.add(&long_key(HALVES, number), |out| save(out)));
+        self.transactions.save_committed(|number, save| parts.add(&long_key(COMMITTED, number), |out| save(out)));
         parts.0
     }
 
@@ -202,6 +209,7 @@ impl Machine {
             borders: VecDeque::new(),
             dedup: Dedup::default(),
             delay: Delay::default(),
+            transactions: Transactions::default(),
         };
         for _ in 0..reader.count(16)? {
             let (border, crossed) = (Position(reader.u64()?), Timestamp(reader.u64()?));
@@ -225,10 +233,10 @@ impl Machine {
                 self.groups.load_subscription(group, topic, self.issued, &mut reader)?;
             }
             (Some(&DELAY), 1) => self.delay.load_head(&mut reader)?,
-            (Some(&DELAYED), 9) => {
-                let number = u64::from_be_bytes(part.key[1..].try_into().expect("the key's length was checked"));
-                self.delay.load_pending(number, &mut reader)?;
-            }
+            (Some(&DELAYED), 9) => self.delay.load_pending(long_number(&part.key[1..]), &mut reader)?,
+            (Some(&TRANSACTIONS), 1) => self.transactions.load_head(&mut reader)?,
+            (Some(&HALVES), 9) => self.transactions.load_halves(long_number(&part.key[1..]), &mut reader)?,
+            (Some(&COMMITTED), 9) => self.transactions.load_committed(long_number(&part.key[1..]), &mut reader)?,
             _ => return Err(reader.error("unknown part")),
         }
         reader.end()
@@ -255,6 +263,16 @@ fn key(kind: u8, numbers: &[u32]) -> Vec<u8> {
         key.extend_from_slice(&number.to_be_bytes());
     }
     key
+}
+
+fn long_key(kind: u8, number: u64) -> Vec<u8> {
+    let mut key = vec![kind];
+    key.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+fn long_number(bytes: &[u8]) -> u64 {
+    u64::from_be_bytes(bytes.try_into().expect("the key's length was checked"))
 }
 
 fn number(bytes: &[u8]) -> u32 {

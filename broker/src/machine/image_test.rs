@@ -2,8 +2,9 @@ use quorate_proto::names::{GroupName, TopicName};
 
 use super::*;
 use crate::machine::{
-    Ack, AttemptKey, Chosen, Command, MessageGroup, PutGroup, PutTopic, QueueId, QueueOffset, Recall, Receive,
-    ReceiveScanned, Reply, Scan, Send, SendDelayed, SendKey, StartAt, TopicKind, codec::sample,
+    Ack, AttemptKey, Checked, Chosen, Command, HalfId, MessageGroup, PutGroup, PutTopic, QueueId, QueueOffset, Recall,
+    Receive, ReceiveScanned, Reply, Resolution, Resolve, Scan, Send, SendDelayed, SendHalf, SendKey, StartAt,
+    TopicKind, codec::sample,
 };
 
 /// A machine with something in every field.
@@ -78,6 +79,32 @@ fn machine() -> Machine {
     machine
 }
 
+/// The same, with transactions in every state.
+fn with_transactions() -> Machine {
+    let mut machine = machine();
+    let mut at = 100_000;
+    let mut apply = |command: Command| {
+        at += 1000;
+        machine.apply(Timestamp(at), Position(at * 10), command, &mut Vec::new())
+    };
+    for number in 0..6u32 {
+        let (topic, queue, key) = (TopicId(number % 2), QueueId(0), SendKey(u128::from(200 + number)));
+        let record = Bytes::from_static(b"half").into();
+        let send = Send { topic, queue, key, body_crc: number, tag_hash: 7, record };
+        let reply = apply(Command::SendHalf(SendHalf { immunity_ms: 500, send }));
+        assert_eq!(reply, Reply::Half { id: HalfId(number.into()), duplicate: false });
+    }
+    let end = |number, resolution| {
+        Command::Resolve(Resolve { id: HalfId(number), topic: TopicId(number as u32 % 2), resolution, record: None })
+    };
+    assert!(matches!(apply(end(0, Resolution::Commit)), Reply::Sent { .. }));
+    assert_eq!(apply(end(1, Resolution::Rollback)), Reply::Done);
+    let checked = |number, again_ms| Command::Checked(Checked { id: HalfId(number), checks: 0, again_ms });
+    assert_eq!(apply(checked(2, Some(30_000))), Reply::Done);
+    assert_eq!(apply(checked(3, None)), Reply::Done);
+    machine
+}
+
 fn with_crc(mut body: Vec<u8>) -> Bytes {
     let crc = crc32c::crc32c(&body);
     body.extend_from_slice(&crc.to_le_bytes());
@@ -86,7 +113,7 @@ fn with_crc(mut body: Vec<u8>) -> Bytes {
 
 #[test]
 fn an_image_is_the_same_after_a_round_trip() {
-    for machine in [Machine::default(), machine()] {
+    for machine in [Machine::default(), machine(), with_transactions()] {
         let image = machine.save_image();
         let loaded = Machine::load_image(image.clone()).expect("sound bytes");
         assert_eq!(loaded.save_image(), image);
@@ -97,6 +124,9 @@ fn an_image_is_the_same_after_a_round_trip() {
 fn the_bytes_of_an_image_are_what_they_were() {
     let sample = sample("image-3.bin", &machine().save_image());
     assert_eq!(machine().save_image()[..], sample[..], "the format has changed; a new version needs a new number");
+    let image = with_transactions().save_image();
+    let sample = self::sample("image-3-transactions.bin", &image);
+    assert_eq!(image[..], sample[..], "the format has changed; a new version needs a new number");
 }
 
 #[test]
@@ -143,7 +173,7 @@ fn a_damaged_image_is_refused_by_its_checksum() {
 
 #[test]
 fn a_hostile_image_with_a_sound_checksum_is_refused_or_means_what_it_says() {
-    let image = machine().save_image();
+    let image = with_transactions().save_image();
     let body = &image[..image.len() - 4];
     let mut refused = 0;
     for at in 0..body.len() {

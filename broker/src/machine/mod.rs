@@ -3,7 +3,7 @@
 //! ```text
 //!   committed entry ─decode─▶ Batch ─▶ Machine::apply ─▶ Reply    to whoever proposed it
 //!                                           │      └──▶ Effects  consume queue records, wake-ups (replica)
-//!                                  topics · groups (feature/pop) · dedup · delay (feature/delay)
+//!                topics · groups (feature/pop) · dedup · delay (feature/delay) · transactions (feature/transaction)
 //! ```
 //! Pure: no file, clock, random number, task or log line. Time comes as the stamp in the batch, and nothing outside of
 //! (machine, command) decides anything, so the same log prefix gives the same machine on every node, byte for byte
@@ -31,16 +31,17 @@ use quorate_proto::{
 use quorate_raft::Position;
 
 pub use command::{
-    Ack, Batch, Carry, ChangeInvisible, Chosen, Command, CommitOffset, Deliver, DropGroup, DropTopic, PutGroup,
-    PutTopic, Recall, Receive, ReceiveScanned, ResetOffset, Scan, Send, SendDelayed, StartAt, TopicKind, Verdict,
-    Waiting,
+    Ack, Batch, Carry, ChangeInvisible, Checked, Chosen, Command, CommitOffset, Deliver, DropGroup, DropTopic,
+    PutGroup, PutTopic, Recall, Receive, ReceiveScanned, ResetOffset, Resolve, Scan, Send, SendDelayed, SendHalf,
+    StartAt, TopicKind, Verdict, Waiting,
 };
 pub use dedup::{DedupStats, SendKey};
 pub use effect::{Delivery, Effect, Refusal, Reply};
 pub use feature::delay::{DelayId, DelayStats, Pending};
 pub use feature::pop::{AttemptKey, Cursor};
+pub use feature::transaction::{Half, HalfId, Resolution, TransactionStats};
 pub use groups::Group;
-pub use handle::{ClusterHash, Handle, RecallHandle};
+pub use handle::{ClusterHash, Handle, RecallHandle, TransactionHandle};
 pub use ids::{GroupId, MessageGroup, QueueId, QueueOffset, Serial, TopicId};
 pub use record::{Pointer, Record, StoredRecord, tag_hash};
 pub use topics::Topic;
@@ -49,6 +50,7 @@ use dedup::{Dedup, Place};
 use feature::{
     delay::Delay,
     pop::{IN_FLIGHT_MAX, Settled, Subscription, WAITING_MAX, start_offset},
+    transaction::Transactions,
 };
 use groups::Groups;
 use topics::Topics;
@@ -90,6 +92,7 @@ pub struct Machine {
     groups: Groups,
     dedup: Dedup,
     delay: Delay,
+    transactions: Transactions,
 }
 
 impl Machine {
@@ -118,6 +121,15 @@ impl Machine {
             Command::Carry(Carry { waiting: Waiting::Delayed(id), record }) => {
                 self.delay.carry(id, position_of(payload, &record)).map(|()| Reply::Done)
             }
+            Command::Carry(Carry { waiting: Waiting::Half(id), record }) => {
+                self.transactions.carry(id, position_of(payload, &record)).map(|()| Reply::Done)
+            }
+            Command::SendHalf(half) => self.send_half(&half, payload, effects),
+            Command::Resolve(resolve) => self.resolve(&resolve, payload, effects),
+            Command::Checked(Checked { id, checks, again_ms }) => {
+                let again = again_ms.map(|ms| Timestamp(self.now.0.saturating_add(ms)));
+                self.transactions.checked(id, checks, again, self.now).map(|()| Reply::Done)
+            }
         };
         result.unwrap_or_else(Reply::Refused)
     }
@@ -143,6 +155,7 @@ impl Machine {
             effects.push(Effect::MinMoved { topic, queue, min });
         });
         self.delay.floor(floor);
+        self.transactions.floor(floor);
     }
 
     fn send(&mut self, send: &Send, payload: Position, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
@@ -150,7 +163,7 @@ impl Machine {
         match self.dedup.check(send.key, send.body_crc) {
             Some(Place::Queue { queue, offset }) => return Ok(Reply::Sent { queue, offset, duplicate: true }),
             // Another kind of send with the same key and sum is another message.
-            Some(Place::Delayed { .. }) | None => {}
+            Some(Place::Delayed { .. } | Place::Half { .. }) | None => {}
         }
         let offset = topic.append(send.queue)?;
         let pointer = pointer(payload, &send.record, send.tag_hash);
@@ -175,7 +188,7 @@ impl Machine {
             Some(Place::Delayed { number }) => {
                 return Ok(Reply::Delayed { id: DelayId { due: *due, number }, duplicate: true });
             }
-            None => {}
+            Some(Place::Half { .. }) | None => {}
         }
         let pointer = pointer(payload, &send.record, send.tag_hash);
         if *due <= self.now {
@@ -196,6 +209,53 @@ impl Machine {
         let Pending { topic, queue, pointer } = self.delay.deliver(deliver.id, self.now)?;
         let offset = self.topics.by_id_mut(topic).ok_or(Refusal::TopicNotFound)?.append(queue)?;
         let pointer = self::pointer(payload, &deliver.record, pointer.tag_hash);
+        self.totals.sent += 1;
+        effects.push(Effect::Append { topic, queue, offset, pointer });
+        Ok(Reply::Sent { queue, offset, duplicate: false })
+    }
+
+    fn send_half(&mut self, half: &SendHalf, payload: Position, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        let SendHalf { immunity_ms, send } = half;
+        let topic = self.topics.by_id_mut(send.topic).ok_or(Refusal::TopicNotFound)?;
+        // Another message than a plain one with the same id and body.
+        let sum = crc32c::crc32c_append(send.body_crc, b"half");
+        if let Some(Place::Half { number }) = self.dedup.check(send.key, sum) {
+            return Ok(Reply::Half { id: HalfId(number), duplicate: true });
+        }
+        topic.range(send.queue).ok_or(Refusal::QueueNotFound)?;
+        let pointer = pointer(payload, &send.record, send.tag_hash);
+        if cfg!(feature = "mutant-half-visible-early") {
+            let offset = topic.append(send.queue)?;
+            effects.push(Effect::Append { topic: send.topic, queue: send.queue, offset, pointer });
+        }
+        let check_at = Some(Timestamp(self.now.0.saturating_add(*immunity_ms)));
+        let (topic, queue, sent_at) = (send.topic, send.queue, self.now);
+        let id = self.transactions.add(Half { topic, queue, pointer, sent_at, checks: 0, check_at });
+        self.dedup.remember(send.key, sum, Place::Half { number: id.0 }, self.now);
+        Ok(Reply::Half { id, duplicate: false })
+    }
+
+    fn resolve(&mut self, resolve: &Resolve, payload: Position, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        let id = resolve.id;
+        let Some(&Half { topic, queue, pointer, .. }) = self.transactions.half(id) else {
+            return self.transactions.resolve(id, resolve.resolution).map(|_| Reply::Done);
+        };
+        if topic != resolve.topic {
+            return Err(Refusal::TransactionUnknown);
+        }
+        if resolve.resolution == Resolution::Rollback {
+            return self.transactions.resolve(id, resolve.resolution).map(|_| Reply::Done);
+        }
+        let pointer = match &resolve.record {
+            Some(record) => self::pointer(payload, record, pointer.tag_hash),
+            None if self.is_behind_border(pointer.position) => return Err(Refusal::BodyNeeded),
+            None => pointer,
+        };
+        if cfg!(feature = "mutant-half-visible-early") {
+            return self.transactions.resolve(id, resolve.resolution).map(|_| Reply::Done);
+        }
+        let offset = self.topics.by_id_mut(topic).ok_or(Refusal::TopicNotFound)?.append(queue)?;
+        self.transactions.resolve(id, resolve.resolution)?;
         self.totals.sent += 1;
         effects.push(Effect::Append { topic, queue, offset, pointer });
         Ok(Reply::Sent { queue, offset, duplicate: false })
@@ -299,6 +359,7 @@ impl Machine {
         self.topics.drop_topic(topic)?;
         self.groups.drop_topic(topic);
         self.delay.drop_topic(topic);
+        self.transactions.drop_topic(topic);
         effects.push(Effect::TopicDropped { topic });
         effects.push(Effect::TopicsChanged);
         Ok(Reply::Done)
@@ -441,8 +502,44 @@ impl Machine {
 
     /// Messages that wait and keep their body, in an order of their own, behind `after`.
     pub fn waiting(&self, after: Option<Waiting>) -> impl Iterator<Item = (Waiting, Pointer)> + '_ {
-        let after = after.map(|Waiting::Delayed(id)| id);
-        self.delay.after(after).map(|(id, message)| (Waiting::Delayed(id), message.pointer))
+        let (delayed, half) = match after {
+            None => (Some(None), None),
+            Some(Waiting::Delayed(id)) => (Some(Some(id)), None),
+            Some(Waiting::Half(id)) => (None, Some(id)),
+        };
+        let delayed = delayed.into_iter().flat_map(|after| self.delay.after(after));
+        let halves = self.transactions.after(half).map(|(id, half)| (Waiting::Half(id), half.pointer));
+        delayed.map(|(id, message)| (Waiting::Delayed(id), message.pointer)).chain(halves)
+    }
+
+    /// What stands there leaves with a segment that is complete: a queue that takes it on now must get it anew.
+    pub fn is_behind_border(&self, position: Position) -> bool {
+        self.borders.back().is_some_and(|(border, _)| position < *border)
+    }
+
+    /// A half message that waits for its resolution.
+    pub fn half(&self, id: HalfId) -> Option<&Half> {
+        self.transactions.half(id)
+    }
+
+    /// Half messages behind `after`, in the order of their sends.
+    pub fn halves(&self, after: Option<HalfId>) -> impl Iterator<Item = (HalfId, Half)> + '_ {
+        self.transactions.after(after)
+    }
+
+    /// Topics with half messages that a producer is to be asked about at `now`, by number.
+    pub fn topics_to_check(&self, now: Timestamp) -> impl Iterator<Item = TopicId> + '_ {
+        self.transactions.topics_due(now)
+    }
+
+    /// Half messages of a topic that a producer is to be asked about at `now`, the longest overdue first.
+    pub fn to_check(&self, topic: TopicId, now: Timestamp) -> impl Iterator<Item = (HalfId, Half)> + '_ {
+        self.transactions.due(topic, now)
+    }
+
+    /// The state of transactions.
+    pub fn transaction_stats(&self) -> TransactionStats {
+        self.transactions.stats()
     }
 
     /// The largest segment border at or below `floor` that apply has come to: every command before it is part of this state.

@@ -8,9 +8,10 @@ use std::{sync::Arc, time::Duration};
 use quorate_proto::{
     admin::{
         ClusterStatusRequest, ClusterStatusResponse, ConsumerGroup, CreateGroupRequest, CreateTopicRequest,
-        DeleteGroupRequest, DeleteTopicRequest, DescribeTopicRequest, DescribeTopicResponse, LeaderHistoryRequest,
-        LeaderHistoryResponse, ListGroupsRequest, ListGroupsResponse, ListTopicsRequest, ListTopicsResponse,
-        NodeStatus, Outcome, Queue, Topic, TopicType, TransferLeadershipRequest, TransferLeadershipResponse,
+        DeleteGroupRequest, DeleteTopicRequest, DescribeTopicRequest, DescribeTopicResponse, EndTransactionRequest,
+        LeaderHistoryRequest, LeaderHistoryResponse, ListGroupsRequest, ListGroupsResponse, ListTopicsRequest,
+        ListTopicsResponse, ListTransactionsRequest, ListTransactionsResponse, NodeStatus, Outcome, Queue, Topic,
+        TopicType, Transaction, TransferLeadershipRequest, TransferLeadershipResponse,
         broker_admin_server::BrokerAdmin,
     },
     names::{GroupName, TopicName},
@@ -28,13 +29,15 @@ use super::{
 };
 use crate::{
     leader::{
-        calls::{self, Call, TopicDetail},
+        calls::{self, Call, TopicDetail, TransactionDetail},
         kind_of,
     },
     machine::TopicKind,
     registrar::{Addresses, ListenerName},
 };
 
+/// Half messages of a listing that names no number.
+const TRANSACTIONS_LISTED: u32 = 100;
 /// Longest wait for a peer's report.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -110,6 +113,19 @@ fn wire_ms(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX)
 }
 
+fn transaction(detail: TransactionDetail) -> Transaction {
+    Transaction {
+        topic: detail.topic,
+        transaction_id: detail.transaction_id,
+        message_id: detail.message_id,
+        keys: detail.keys,
+        sent_ms: wire_ms(detail.sent_ms),
+        checks: detail.checks,
+        check_ms: detail.check_ms.map(wire_ms),
+        size: detail.size,
+    }
+}
+
 #[async_trait]
 impl BrokerAdmin for Operators {
     async fn create_topic(&self, request: Request<CreateTopicRequest>) -> Answer<Outcome> {
@@ -162,6 +178,28 @@ impl BrokerAdmin for Operators {
         };
         let groups = groups.into_iter().map(group).collect();
         Ok(Response::new(ListGroupsResponse { outcome: Some(outcome(result)), groups }))
+    }
+
+    async fn list_transactions(&self, request: Request<ListTransactionsRequest>) -> Answer<ListTransactionsResponse> {
+        let until = self.until(&request);
+        let ListTransactionsRequest { topic, set_aside, max, after } = request.into_inner();
+        let max = if max == 0 { TRANSACTIONS_LISTED } else { max };
+        let topic = if topic.is_empty() { Ok(None) } else { topic_name(&topic).map(Some) };
+        let call = topic.map(|topic| calls::ListTransactions { topic, set_aside, max, after });
+        let mut more = false;
+        let (result, transactions) = split(self.call(until, call).await, |found| {
+            more = found.more;
+            found.transactions
+        });
+        let transactions = transactions.into_iter().map(transaction).collect();
+        Ok(Response::new(ListTransactionsResponse { outcome: Some(outcome(result)), transactions, more }))
+    }
+
+    async fn end_transaction(&self, request: Request<EndTransactionRequest>) -> Answer<Outcome> {
+        let until = self.until(&request);
+        let EndTransactionRequest { transaction_id, commit } = request.into_inner();
+        let call = calls::EndTransaction { topic: None, transaction_id, commit };
+        done(self.call(until, Ok(call)).await)
     }
 
     async fn cluster_status(&self, request: Request<ClusterStatusRequest>) -> Answer<ClusterStatusResponse> {

@@ -29,7 +29,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{leadership, wire::status::Fault};
+use super::{
+    leadership,
+    producers::{ASK_CHECK, ASK_PRODUCERS, Streams, answer_check, answer_producers},
+    wire::status::Fault,
+};
 use crate::{
     config::Limits,
     leader::{
@@ -343,6 +347,8 @@ pub(crate) struct DeskParts {
     pub leader: Arc<Leader>,
     /// This node's clock.
     pub clock: Arc<TermClock>,
+    /// Producers whose streams are open on this node.
+    pub producers: Arc<Streams>,
     /// What this node says about itself.
     pub report: Arc<dyn Fn() -> NodeStatus + Send + Sync>,
     /// Cancelled when this node is told to stop.
@@ -366,6 +372,8 @@ impl CallHandler for Desk {
                 Some(&ASK_CLOCK) => Bytes::copy_from_slice(&parts.clock.wall().0.to_le_bytes()),
                 Some(&ASK_RECORD) => parts.leader.lend(&request),
                 Some(&ASK_POINTERS) => parts.leader.lend_pointers(&request),
+                Some(&ASK_PRODUCERS) => answer_producers(&parts.producers, request.slice(1..)),
+                Some(&ASK_CHECK) => answer_check(&parts.producers, request.slice(1..)),
                 Some(&ASK_STATUS) => (parts.report)().encode_to_vec().into(),
                 Some(&leadership::ASK_HISTORY) => {
                     leadership::own_history(&parts.group, parts.clock.wall()).encode_to_vec().into()

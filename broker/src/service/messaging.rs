@@ -118,8 +118,9 @@ impl MessagingService for Messaging {
         Ok(Response::new(QueryOffsetResponse { status: not_built("QueryOffset"), offset: 0 }))
     }
 
-    async fn end_transaction(&self, _: Request<EndTransactionRequest>) -> Answer<EndTransactionResponse> {
-        Ok(Response::new(EndTransactionResponse { status: not_built("EndTransaction") }))
+    async fn end_transaction(&self, request: Request<EndTransactionRequest>) -> Answer<EndTransactionResponse> {
+        let (client, request) = open(request);
+        Ok(Response::new(self.0.end_transaction(client, request).await))
     }
 
     async fn recall_message(&self, request: Request<RecallMessageRequest>) -> Answer<RecallMessageResponse> {

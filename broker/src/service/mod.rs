@@ -16,6 +16,7 @@ mod health;
 pub(crate) mod leadership;
 mod messaging;
 pub(crate) mod node;
+pub(crate) mod producers;
 mod recall;
 mod receive;
 pub(crate) mod renew;
@@ -23,6 +24,7 @@ mod route;
 mod send;
 pub(crate) mod server;
 mod telemetry;
+mod transaction;
 mod unread;
 pub(crate) mod wire;
 
@@ -38,6 +40,7 @@ pub(crate) use self::gate::Gate;
 use self::{
     client::Client,
     forward::{Dispatch, Until},
+    producers::Streams,
     renew::Renewals,
 };
 use crate::{
@@ -54,6 +57,8 @@ pub(crate) struct Service {
     pub config: Arc<BrokerConfig>,
     /// Clients heard of.
     pub sessions: Sessions,
+    /// Producers whose Telemetry streams are open here.
+    pub producers: Arc<Streams>,
     /// Deliveries prolonged for push consumers.
     pub renewals: Renewals,
     /// Addresses for routes.

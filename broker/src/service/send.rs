@@ -61,7 +61,7 @@ impl Service {
         let first = validate::send(&messages, limits)?;
         let topic = validate::topic(first.topic.as_ref(), &client.namespace)?.to_string();
         for message in &messages {
-            validate::message(message, limits)?;
+            validate::message(message, limits, self.config.transactions.immunity_max)?;
         }
         let messages = messages.into_iter().map(convert::to_record).collect::<Result<_, _>>()?;
         let until = self.until(&client);
@@ -94,7 +94,7 @@ fn answer(ids: Vec<String>, results: Vec<SentOne>) -> SendMessageResponse {
             message_id,
             offset: i64::try_from(result.offset).unwrap_or(i64::MAX),
             recall_handle: result.recall_handle,
-            ..SendResultEntry::default()
+            transaction_id: result.transaction_id,
         },
         Some(no) => SendResultEntry { status: Some(from_no(no).into()), message_id, ..SendResultEntry::default() },
     };

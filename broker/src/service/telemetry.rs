@@ -1,7 +1,8 @@
 //! Telemetry, Heartbeat and NotifyClientTermination: what clients say about themselves.
 //!
 //! Settings are answered by any node from what it knows, leader or not: several clients do not start before they have them. The
-//! stream then stays open for what a broker may want to tell a client. Nothing depends on it being open, or open here.
+//! stream then stays open for what a broker may want to tell a client: here, that a producer is asked about its half messages. Nothing
+//! depends on it being open, or open here; a half message waits until some producer of its topic has a stream somewhere.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -9,8 +10,8 @@ use futures_util::{Stream, stream};
 use quorate_proto::{
     names::GroupName,
     v2::{
-        HeartbeatRequest, HeartbeatResponse, NotifyClientTerminationRequest, NotifyClientTerminationResponse, Settings,
-        TelemetryCommand, settings::PubSub, telemetry_command::Command,
+        HeartbeatRequest, HeartbeatResponse, NotifyClientTerminationRequest, NotifyClientTerminationResponse,
+        RecoverOrphanedTransactionCommand, Settings, TelemetryCommand, settings::PubSub, telemetry_command::Command,
     },
 };
 use tokio_util::sync::CancellationToken;
@@ -18,13 +19,15 @@ use tonic::{Status, Streaming};
 
 use super::{
     Client, Service,
+    producers::Seat,
     unread::{self, Asked},
     wire::{
-        settings,
+        convert, settings,
         status::{Fault, ok},
         validate,
     },
 };
+use crate::leader::checks::Check;
 
 /// The answers of a Telemetry stream.
 pub(crate) type Answers = Pin<Box<dyn Stream<Item = Result<TelemetryCommand, Status>> + Send>>;
@@ -34,6 +37,7 @@ struct Open {
     service: Arc<Service>,
     client: Client,
     inbound: Streaming<TelemetryCommand>,
+    seat: Seat,
     closing: CancellationToken,
     /// The last answer is given.
     ended: bool,
@@ -43,7 +47,8 @@ impl Service {
     /// Answers each Settings of the client; ends when the client ends or the listener closes.
     pub fn telemetry(self: Arc<Self>, client: Client, inbound: Streaming<TelemetryCommand>) -> Answers {
         let closing = self.closing();
-        let open = Open { service: self, client, inbound, closing, ended: false };
+        let seat = self.producers.seat();
+        let open = Open { service: self, client, inbound, seat, closing, ended: false };
         Box::pin(stream::unfold(open, |mut open| async {
             let answer = open.next().await?;
             Some((Ok(answer), open))
@@ -96,7 +101,8 @@ impl Service {
 }
 
 impl Open {
-    /// The next answer. Commands other than Settings answer questions that this broker does not ask, and are passed over.
+    /// The next answer, or the next check of a half message. Commands other than Settings answer questions that this broker does not ask,
+    /// and are passed over.
     async fn next(&mut self) -> Option<TelemetryCommand> {
         loop {
             if self.ended {
@@ -104,6 +110,10 @@ impl Open {
             }
             let command = tokio::select! {
                 command = self.inbound.message() => command,
+                check = self.seat.next() => match self.question(check) {
+                    Some(question) => return Some(question),
+                    None => continue,
+                },
                 () = self.closing.cancelled() => return None,
             };
             let command = match command {
@@ -117,6 +127,7 @@ impl Open {
             };
             match command.command {
                 Some(Command::Settings(asked)) => {
+                    self.note_topics(&asked);
                     return Some(settings::command(self.service.settings(&self.client, asked)));
                 }
                 Some(
@@ -131,5 +142,22 @@ impl Open {
                 | None => {}
             }
         }
+    }
+
+    /// Takes note of the topics that a producer sends to, as its settings list them.
+    fn note_topics(&self, settings: &Settings) {
+        if let Some(PubSub::Publishing(publishing)) = &settings.pub_sub {
+            let name = |topic| validate::topic(Some(topic), &self.client.namespace).ok();
+            self.seat.listen(publishing.topics.iter().filter_map(name).map(|name| name.to_string()));
+        }
+    }
+
+    /// A check as the producer gets it. `None` for bytes that are no message, which only a bug can bring about.
+    fn question(&self, check: Check) -> Option<TelemetryCommand> {
+        let transaction_id = check.transaction_id.clone();
+        let message = Some(convert::to_half_message(check, &self.service.address)?);
+        let command = RecoverOrphanedTransactionCommand { message, transaction_id };
+        let command = Command::RecoverOrphanedTransactionCommand(command);
+        Some(TelemetryCommand { status: Some(ok()), command: Some(command) })
     }
 }

@@ -34,6 +34,9 @@ pub struct ProduceBench {
     /// Messages per second, sent by the clock (open loop); --in-flight then only bounds the calls under way
     #[arg(long)]
     rate: Option<f64>,
+    /// Transactional messages, each committed as soon as it is stored: two calls one after the other, counted once
+    #[arg(long, conflicts_with = "per_call")]
+    transactional: bool,
 }
 
 impl ProduceBench {
@@ -52,12 +55,19 @@ impl ProduceBench {
         producers[0].prepare(&self.load.topic).await.map_err(failed)?;
         let (topic, per_call): (Arc<str>, usize) = (self.load.topic.as_str().into(), self.per_call);
         let body = Bytes::from((0..self.size).map(|at| b'a' + (at % 26) as u8).collect::<Vec<u8>>());
+        let transactional = self.transactional;
         let call = {
             let producers = producers.clone();
             move |slot: usize| {
                 let producer = producers[slot % producers.len()].clone();
                 let message = Message::new(&*topic, body.clone());
-                async move { send(&producer, message, per_call).await }
+                async move {
+                    if transactional {
+                        transact(&producer, message).await
+                    } else {
+                        send(&producer, message, per_call).await
+                    }
+                }
             }
         };
         let plan = Plan {
@@ -74,11 +84,24 @@ impl ProduceBench {
             ("rate", json!(self.rate)),
             ("in_flight", json!(self.load.in_flight)),
             ("per_call", json!(self.per_call)),
+            ("transactional", json!(self.transactional)),
             ("size", json!(self.size)),
             ("producers", json!(producers.len())),
             ("connections", json!(self.load.connections)),
         ]);
         Ok(Answer::of_figures(figures))
+    }
+}
+
+/// Sends a half message and commits it.
+async fn transact(producer: &Producer, message: Message) -> Done {
+    let committed = async {
+        let half = producer.send_half(message).await?;
+        producer.commit(&half).await
+    };
+    match committed.await {
+        Ok(()) => Done { acked: 1, ..Done::default() },
+        Err(error) => Done { failed: 1, reason: Some(error.to_string()), ..Done::default() },
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     identity::{Identity, resource},
     message::Delivery,
     route::{Route, Routes},
-    session::{Session, Topics},
+    session::{Session, Talk, Topics},
     transport::{Attempt, Attempts, CallLimits, Transport, messaging},
 };
 
@@ -99,7 +99,7 @@ impl SimpleConsumer {
                 topics.iter().map(|(topic, filter)| (topic.clone(), filter.to_wire())).collect()
             }
         });
-        let session = Session::start(transport.clone(), routes.clone(), identity.clone(), named);
+        let session = Session::start(transport.clone(), routes.clone(), identity.clone(), Talk::about(named));
         let receives = AtomicU64::new(0);
         let shared = Shared { transport, routes, identity, limits, options, verify, receives, topics, session };
         Self { shared: Arc::new(shared) }

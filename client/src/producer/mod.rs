@@ -5,6 +5,7 @@
 //! (the future does nothing until polled, and dropping it abandons the call, whose outcome is then unknown).
 
 mod codec;
+mod transaction;
 
 use std::{
     collections::BTreeSet,
@@ -17,15 +18,18 @@ use quorate_proto::{
     time::{Clock, Timestamp},
     v2,
 };
+use tokio::sync::{Notify, mpsc};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::client::Grpc;
 
 use self::codec::Shared as SharedCodec;
+pub use self::transaction::{CheckListener, Transaction};
 use crate::{
     error::{CallError, SendError, check_code, check_status},
     identity::{Identity, every_message, resource},
     message::Message,
     route::{Route, Routes},
-    session::{Session, Topics},
+    session::{Session, Talk, Topics},
     transport::{Attempt, Attempts, CallLimits, Transport, messaging},
 };
 
@@ -40,6 +44,7 @@ pub struct Sent {
     pub queue_offset: u64,
     /// Takes a delayed message back; see [`Producer::recall`].
     pub recall_handle: Option<String>,
+    transaction_id: Option<String>,
 }
 
 /// Sends messages. Cheap to clone; all clones are one client to the broker.
@@ -49,15 +54,32 @@ pub struct Producer {
 }
 
 struct Shared {
+    calls: Arc<Calls>,
+    ids: MessageIds,
+    clock: Arc<dyn Clock>,
+    topics: Arc<Mutex<BTreeSet<String>>>,
+    /// The topics have changed.
+    changed: Arc<Notify>,
+    session: Session,
+    _answers: Option<AbortOnDropHandle<()>>,
+}
+
+/// What a call needs.
+struct Calls {
     transport: Arc<Transport>,
     routes: Arc<Routes>,
     identity: Arc<Identity>,
     limits: CallLimits,
-    ids: MessageIds,
-    clock: Arc<dyn Clock>,
-    topics: Arc<Mutex<BTreeSet<String>>>,
-    session: Session,
 }
+
+/// Topics whose half messages the producer answers for.
+pub(crate) struct Checks {
+    pub topics: Vec<String>,
+    pub listener: CheckListener,
+}
+
+/// Checks of half messages that wait for the listener; the broker asks again about those beyond.
+const QUESTIONS_MAX: usize = 256;
 
 impl Producer {
     pub(crate) fn start(
@@ -67,8 +89,10 @@ impl Producer {
         limits: CallLimits,
         ids: MessageIds,
         clock: Arc<dyn Clock>,
+        checks: Option<Checks>,
     ) -> Self {
-        let topics: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+        let declared = checks.iter().flat_map(|checks| checks.topics.iter().cloned()).collect();
+        let topics: Arc<Mutex<BTreeSet<String>>> = Arc::new(Mutex::new(declared));
         let named: Topics = Arc::new({
             let topics = topics.clone();
             move || {
@@ -76,8 +100,16 @@ impl Producer {
                 topics.iter().map(|topic| (topic.clone(), every_message())).collect()
             }
         });
-        let session = Session::start(transport.clone(), routes.clone(), identity.clone(), named);
-        Self { shared: Arc::new(Shared { transport, routes, identity, limits, ids, clock, topics, session }) }
+        let (sender, questions) = mpsc::channel(QUESTIONS_MAX);
+        let changed: Arc<Notify> = Arc::default();
+        let talk = Talk { topics: named, changed: changed.clone(), checks: checks.is_some().then_some(sender) };
+        let session = Session::start(transport.clone(), routes.clone(), identity.clone(), talk);
+        let calls = Arc::new(Calls { transport, routes, identity, limits });
+        let answers = checks.map(|Checks { topics, listener }| {
+            let answers = transaction::answer_checks(calls.clone(), topics, listener, questions);
+            AbortOnDropHandle::new(tokio::spawn(answers))
+        });
+        Self { shared: Arc::new(Shared { calls, ids, clock, topics, changed, session, _answers: answers }) }
     }
 
     /// Sends one message and returns once a quorum has it.
@@ -93,8 +125,12 @@ impl Producer {
     ///
     /// Not cancel safe: dropped sends are unknown ones.
     pub async fn send_many(&self, messages: Vec<Message>) -> Vec<Result<Sent, SendError>> {
+        self.send_kind(messages, false).await
+    }
+
+    async fn send_kind(&self, messages: Vec<Message>, half: bool) -> Vec<Result<Sent, SendError>> {
         let count = messages.len();
-        match self.try_send(messages).await {
+        match self.try_send(messages, half).await {
             Ok(results) => results,
             Err(error) => vec![Err(error); count],
         }
@@ -111,20 +147,20 @@ impl Producer {
             recall_handle: recall_handle.to_owned(),
         };
         let mut route = self.route(topic).await?;
-        let mut attempts = Attempts::new(&self.shared.transport, self.shared.limits);
+        let mut attempts = Attempts::new(&self.calls().transport, self.calls().limits);
         loop {
             let addresses = route.broker("").map_or(&[][..], |broker| &broker.addresses);
-            let attempt = attempts.next(addresses).await.inspect_err(|_| self.shared.routes.report_failure())?;
+            let attempt = attempts.next(addresses).await.inspect_err(|_| self.calls().routes.report_failure())?;
             let mut client = messaging(&attempt.connection);
-            let call = client.recall_message(self.shared.identity.request(request.clone(), attempt.timeout));
+            let call = client.recall_message(self.calls().identity.request(request.clone(), attempt.timeout));
             let answer = attempts.answer(&attempt, call).await.map(tonic::Response::into_inner);
             let error = match answer.and_then(|answer| check_status(answer.status.as_ref()).map(|()| answer)) {
                 Ok(answer) => return Ok(answer.message_id),
                 Err(error) => error,
             };
-            self.note(&error);
+            self.calls().note(&error);
             attempts.failed(&attempt, error)?;
-            route = self.shared.routes.known(topic).unwrap_or(route);
+            route = self.calls().routes.known(topic).unwrap_or(route);
         }
     }
 
@@ -139,7 +175,7 @@ impl Producer {
 
     /// This producer's name at the broker.
     pub fn client_id(&self) -> &str {
-        &self.shared.identity.client_id
+        &self.calls().identity.client_id
     }
 
     /// Tells the broker that this client goes. Best effort, at most a second.
@@ -147,7 +183,7 @@ impl Producer {
         self.shared.session.say_farewell().await;
     }
 
-    async fn try_send(&self, messages: Vec<Message>) -> Result<Vec<Result<Sent, SendError>>, SendError> {
+    async fn try_send(&self, messages: Vec<Message>, half: bool) -> Result<Vec<Result<Sent, SendError>>, SendError> {
         let Some(first) = messages.first() else { return Ok(Vec::new()) };
         if let Some(other) = messages.iter().find(|message| message.topic != first.topic) {
             let message = format!("one call sends to one topic, not to both {} and {}", first.topic, other.topic);
@@ -159,11 +195,11 @@ impl Producer {
             CallError::NotNow { code: 0, message: format!("topic {topic} has no queue that may be written") }
         })?;
         let broker = broker.name.clone();
-        let request = Arc::new(self.to_wire(messages, queue));
-        let mut attempts = Attempts::new(&self.shared.transport, self.shared.limits);
+        let request = Arc::new(self.to_wire(messages, queue, half));
+        let mut attempts = Attempts::new(&self.calls().transport, self.calls().limits);
         loop {
             let addresses = route.broker(&broker).map_or(&[][..], |broker| &broker.addresses);
-            let attempt = attempts.next(addresses).await.inspect_err(|_| self.shared.routes.report_failure())?;
+            let attempt = attempts.next(addresses).await.inspect_err(|_| self.calls().routes.report_failure())?;
             let error = match self.send_once(&attempts, &attempt, request.clone()).await {
                 Ok(response) => match sort_entries(response, &request) {
                     Ok(results) => return Ok(results),
@@ -171,16 +207,9 @@ impl Producer {
                 },
                 Err(error) => error,
             };
-            self.note(&error);
+            self.calls().note(&error);
             attempts.failed(&attempt, error)?;
-            route = self.shared.routes.known(&topic).unwrap_or(route);
-        }
-    }
-
-    /// An error after which the route is worth another look.
-    fn note(&self, error: &CallError) {
-        if !matches!(error, CallError::Refused { .. }) || error.code() == 40402 {
-            self.shared.routes.report_failure();
+            route = self.calls().routes.known(&topic).unwrap_or(route);
         }
     }
 
@@ -191,7 +220,7 @@ impl Producer {
         request: Arc<v2::SendMessageRequest>,
     ) -> Result<v2::SendMessageResponse, CallError> {
         let codec = SharedCodec::for_request(&*request);
-        let request = self.shared.identity.request(request, attempt.timeout);
+        let request = self.calls().identity.request(request, attempt.timeout);
         let mut grpc = Grpc::with_origin(attempt.connection.clone(), attempt.connection.origin());
         let call = grpc.unary(request, http::uri::PathAndQuery::from_static(SEND_PATH), codec);
         let response = attempts.answer(attempt, call).await?.into_inner();
@@ -199,17 +228,32 @@ impl Producer {
     }
 
     async fn route(&self, topic: &str) -> Result<Arc<Route>, SendError> {
-        if let Some(route) = self.shared.routes.known(topic) {
+        if let Some(route) = self.calls().routes.known(topic) {
+            self.declare(topic);
             return Ok(route);
         }
-        self.shared.topics.lock().expect("no holder of this lock panics").insert(topic.to_owned());
-        self.shared.routes.of(topic).await
+        self.declare(topic);
+        self.calls().routes.of(topic).await
     }
 
-    fn to_wire(&self, messages: Vec<Message>, queue: i32) -> v2::SendMessageRequest {
+    fn calls(&self) -> &Calls {
+        &self.shared.calls
+    }
+
+    /// The settings list this topic from now on.
+    fn declare(&self, topic: &str) {
+        let mut topics = self.shared.topics.lock().expect("no holder of this lock panics");
+        if !topics.contains(topic) {
+            topics.insert(topic.to_owned());
+            self.shared.changed.notify_one();
+        }
+    }
+
+    fn to_wire(&self, messages: Vec<Message>, queue: i32, half: bool) -> v2::SendMessageRequest {
         let now = self.shared.clock.now();
         let to_wire = |message: Message| {
             let kind = match (&message.message_group, &message.deliver_at) {
+                _ if half => v2::MessageType::Transaction,
                 (Some(_), _) => v2::MessageType::Fifo,
                 (None, Some(_)) => v2::MessageType::Delay,
                 (None, None) => v2::MessageType::Normal,
@@ -224,6 +268,9 @@ impl Producer {
                 queue_id: queue,
                 message_group: message.message_group,
                 delivery_timestamp: message.deliver_at.map(Timestamp::to_proto),
+                orphaned_transaction_recovery_duration: message
+                    .check_after
+                    .and_then(|after| prost_types::Duration::try_from(after).ok()),
                 ..v2::SystemProperties::default()
             };
             v2::Message {
@@ -237,9 +284,18 @@ impl Producer {
     }
 }
 
+impl Calls {
+    /// An error after which the route is worth another look.
+    fn note(&self, error: &CallError) {
+        if !matches!(error, CallError::Refused { .. }) || error.code() == 40402 {
+            self.routes.report_failure();
+        }
+    }
+}
+
 impl fmt::Debug for Producer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Producer").field("client_id", &self.shared.identity.client_id).finish_non_exhaustive()
+        f.debug_struct("Producer").field("client_id", &self.calls().identity.client_id).finish_non_exhaustive()
     }
 }
 
@@ -263,7 +319,9 @@ fn sort_entries(
         }
         let id = message.system_properties.as_ref().map(|system| system.message_id.clone()).unwrap_or_default();
         let recall_handle = Some(entry.recall_handle).filter(|handle| !handle.is_empty());
-        Ok(Sent { message_id: id, queue_offset: u64::try_from(entry.offset).unwrap_or(0), recall_handle })
+        let transaction_id = Some(entry.transaction_id).filter(|id| !id.is_empty());
+        let queue_offset = u64::try_from(entry.offset).unwrap_or(0);
+        Ok(Sent { message_id: id, queue_offset, recall_handle, transaction_id })
     };
     let results: Vec<Result<Sent, SendError>> = entries.into_iter().zip(&request.messages).map(sort).collect();
     // All of one call go one way as a rule. If all may be repeated, the call is.

@@ -57,6 +57,9 @@ pub struct Cluster {
     pub calls: Mutex<Vec<(String, &'static str)>>,
     headers: Mutex<Vec<(&'static str, tonic::metadata::MetadataMap)>>,
     pub settings: Mutex<Vec<v2::Settings>>,
+    pub ends: Mutex<Vec<(String, v2::EndTransactionRequest)>>,
+    /// Telemetry streams, oldest first.
+    streams: Mutex<Vec<mpsc::UnboundedSender<Result<v2::TelemetryCommand, Status>>>>,
 }
 
 struct Node {
@@ -121,6 +124,24 @@ impl Cluster {
         change(&mut config);
         let doors = Doors { net: Arc::new(MemoryNet(self.clone())), clock: Arc::new(SystemClock::new()) };
         Client::new(config, doors).unwrap()
+    }
+
+    /// Asks the client of the newest telemetry stream what became of a half message.
+    pub fn check(&self, topic: &str, body: &'static str, transaction_id: &str) {
+        let message = v2::Message {
+            topic: Some(v2::Resource { name: topic.to_owned(), ..v2::Resource::default() }),
+            body: bytes::Bytes::from_static(body.as_bytes()),
+            system_properties: Some(v2::SystemProperties {
+                message_id: format!("id of {body}"),
+                ..v2::SystemProperties::default()
+            }),
+            ..v2::Message::default()
+        };
+        let transaction_id = transaction_id.to_owned();
+        let check = v2::RecoverOrphanedTransactionCommand { message: Some(message), transaction_id };
+        let command = v2::telemetry_command::Command::RecoverOrphanedTransactionCommand(check);
+        let command = v2::TelemetryCommand { status: None, command: Some(command) };
+        self.streams.lock().unwrap().last().unwrap().send(Ok(command)).unwrap();
     }
 
     /// The nodes and message ids of all sends so far.
@@ -277,13 +298,18 @@ impl v2::messaging_service_server::MessagingService for Voice {
             let delayed = message.system_properties.as_ref().is_some_and(|system| system.delivery_timestamp.is_some());
             if delayed { "handle".to_owned() } else { String::new() }
         };
-        let handles: Vec<String> = request.messages.iter().map(handle).collect();
+        let transaction = |message: &v2::Message| {
+            let half = message.system_properties.as_ref().is_some_and(|system| system.message_type == 4);
+            if half { "transaction".to_owned() } else { String::new() }
+        };
+        let handles: Vec<_> = request.messages.iter().map(|message| (handle(message), transaction(message))).collect();
         self.cluster.sends.lock().unwrap().push((self.address.clone(), request));
         let answer = self.answer().await;
-        let entry = |(code, recall_handle)| v2::SendResultEntry {
+        let entry = |(code, (recall_handle, transaction_id))| v2::SendResultEntry {
             status: Some(status(code)),
             offset: 5,
             recall_handle,
+            transaction_id,
             ..v2::SendResultEntry::default()
         };
         let entries = codes(&answer, count).into_iter().zip(handles).map(entry).collect();
@@ -348,7 +374,10 @@ impl v2::messaging_service_server::MessagingService for Voice {
             }
             Ok(v2::TelemetryCommand { status: Some(status(20000)), ..command })
         });
-        Ok(Response::new(Box::pin(answers)))
+        let (sender, pushed) = mpsc::unbounded_channel();
+        self.cluster.streams.lock().unwrap().push(sender);
+        let pushed = tokio_stream::wrappers::UnboundedReceiverStream::new(pushed);
+        Ok(Response::new(Box::pin(futures_util::stream::select(answers, pushed))))
     }
 
     async fn notify_client_termination(
@@ -410,9 +439,11 @@ impl v2::messaging_service_server::MessagingService for Voice {
 
     async fn end_transaction(
         &self,
-        _: Request<v2::EndTransactionRequest>,
+        r: Request<v2::EndTransactionRequest>,
     ) -> Result<Response<v2::EndTransactionResponse>, Status> {
-        Err(Status::unimplemented("not here"))
+        self.note("end", &r);
+        self.cluster.ends.lock().unwrap().push((self.address.clone(), r.into_inner()));
+        Ok(Response::new(v2::EndTransactionResponse { status: Some(verdict(&self.answer().await)) }))
     }
 
     async fn recall_message(
@@ -512,6 +543,29 @@ impl admin::broker_admin_server::BrokerAdmin for Voice {
     ) -> Result<Response<admin::ListGroupsResponse>, Status> {
         self.note("list_groups", &r);
         Ok(Response::new(admin::ListGroupsResponse { outcome: Some(outcome(&Answer::Fine)), groups: Vec::new() }))
+    }
+
+    async fn list_transactions(
+        &self,
+        r: Request<admin::ListTransactionsRequest>,
+    ) -> Result<Response<admin::ListTransactionsResponse>, Status> {
+        self.note("list_transactions", &r);
+        let request = r.into_inner();
+        let transaction = admin::Transaction {
+            topic: request.topic,
+            transaction_id: format!("behind {}", request.after),
+            ..admin::Transaction::default()
+        };
+        let outcome = Some(outcome(&self.answer().await));
+        Ok(Response::new(admin::ListTransactionsResponse { outcome, transactions: vec![transaction], more: true }))
+    }
+
+    async fn end_transaction(
+        &self,
+        r: Request<admin::EndTransactionRequest>,
+    ) -> Result<Response<admin::Outcome>, Status> {
+        self.note("end_transaction", &r);
+        Ok(Response::new(outcome(&self.answer().await)))
     }
 
     async fn cluster_status(

@@ -361,6 +361,37 @@ fn a_recalled_message_must_not_come_and_one_that_may_be_recalled_may() {
     assert_eq!((run(None, false), run(None, true)), ((0, 1), (0, 0)));
 }
 
+#[test]
+fn a_transaction_is_all_or_nothing_and_half_of_it_is_seen_by_nobody() {
+    let end = |at, commit, outcome| hold("k", at, Held::End { commit, outcome });
+    let run = |ends: &[Op], came_at: Option<u64>| {
+        let mut ops = vec![hold("k", 10, Held::Half), send(1, "k", (10, 20), untold())];
+        ops.extend([send(1, "other", (21, 22), stored(0, 0)), receive(9, "other", (30, 40), (0, 0), 1)]);
+        ops.extend_from_slice(ends);
+        ops.extend(came_at.map(|at| receive(9, "k", (45, at), (0, 1), 1)));
+        let verdict = judge(&ops);
+        assert_eq!(verdict.lost, 0, "{:?}", verdict.examples);
+        verdict.torn_transactions
+    };
+    let unknown = || Acked::Unknown("reset".into());
+    let commit = |at| end(at, true, Acked::Done);
+    let rollback = end(50, false, Acked::Done);
+    assert_eq!((run(&[commit(50)], Some(50)), run(&[commit(50)], Some(60))), (0, 0));
+    assert_eq!(run(&[commit(50)], Some(49)), 1, "early");
+    assert_eq!(run(&[commit(50)], None), 1, "lost");
+    assert_eq!((run(&[], None), run(&[], Some(60))), (0, 1), "nobody ended it");
+    let rolled_back = std::slice::from_ref(&rollback);
+    assert_eq!((run(rolled_back, None), run(rolled_back, Some(60))), (0, 2));
+    for commit in [true, false] {
+        assert_eq!(run(&[end(50, commit, unknown())], None), 0);
+    }
+    assert_eq!(run(&[end(50, true, unknown())], Some(60)), 0);
+    assert_eq!(run(&[end(50, true, unknown()), commit(55)], Some(52)), 0, "the first may have had its effect");
+    assert_eq!(run(&[end(50, true, unknown()), rollback.clone()], None), 0);
+    assert_eq!(run(&[end(50, true, Acked::Failed("no".into()))], Some(60)), 1);
+    assert_eq!(run(&[commit(50), rollback], Some(60)), 1, "both ways");
+}
+
 /// The part of a key before the first minus.
 fn group_of(key: &str) -> Option<&str> {
     key.split_once('-').map(|(group, _)| group)

@@ -9,6 +9,7 @@
 
 mod ack;
 mod append;
+mod atomic;
 mod consumption;
 mod double;
 mod duplicates;
@@ -28,6 +29,7 @@ mod verdict;
 
 pub use ack::acked_returned;
 pub use append::nonlinear_appends;
+pub use atomic::atomic;
 pub use consumption::consumed_backwards;
 pub use double::{double_deliveries, redelivered};
 pub use duplicates::duplicates;

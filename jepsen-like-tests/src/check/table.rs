@@ -98,6 +98,17 @@ pub(super) struct KeyRow {
     pub(super) not_before_us: u64,
     /// What its producer heard when it took the message back, if it did.
     pub(super) taken_back: Option<Answer>,
+    /// What its producers asked for, if it is transactional.
+    pub(super) half: Option<HalfRow>,
+}
+
+/// What is known of a transaction.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct HalfRow {
+    /// When a commit was asked for first.
+    pub commit_from_us: Option<u64>,
+    pub committed: Option<Answer>,
+    pub rolled_back: Option<Answer>,
 }
 
 /// What is known of a wish that takes a message away.
@@ -185,6 +196,9 @@ pub struct TableBuilder {
 enum Hold {
     Until(u64),
     TakenBack(Answer),
+    Half,
+    Committed(u64, Answer),
+    RolledBack(Answer),
 }
 
 /// A key as it stands in one row, before keys have numbers.
@@ -276,7 +290,16 @@ impl TableBuilder {
                     Held::Until { not_before_us } => Hold::Until(not_before_us),
                     Held::Recall(Acked::Done) => Hold::TakenBack(Answer::Done),
                     Held::Recall(Acked::Unknown(_)) => Hold::TakenBack(Answer::Unknown),
-                    Held::Recall(Acked::Failed(_)) => return,
+                    Held::Half => Hold::Half,
+                    Held::End { commit: true, outcome: Acked::Done } => {
+                        Hold::Committed(hold.span.invoke_us, Answer::Done)
+                    }
+                    Held::End { commit: true, outcome: Acked::Unknown(_) } => {
+                        Hold::Committed(hold.span.invoke_us, Answer::Unknown)
+                    }
+                    Held::End { commit: false, outcome: Acked::Done } => Hold::RolledBack(Answer::Done),
+                    Held::End { commit: false, outcome: Acked::Unknown(_) } => Hold::RolledBack(Answer::Unknown),
+                    Held::Recall(Acked::Failed(_)) | Held::End { outcome: Acked::Failed(_), .. } => return,
                 };
                 self.mention(&hold.key, Row::Hold(row(self.holds.len())));
                 self.holds.push(held);
@@ -321,6 +344,7 @@ impl TableBuilder {
                 delivered: Delivered::Nowhere,
                 not_before_us: 0,
                 taken_back: None,
+                half: None,
             };
             for mention in same {
                 match mention.row {
@@ -340,6 +364,16 @@ impl TableBuilder {
                     Row::Hold(at) => match holds[at as usize] {
                         Hold::Until(moment) => facts.not_before_us = moment,
                         Hold::TakenBack(answer) => facts.taken_back = facts.taken_back.max(Some(answer)),
+                        Hold::Half => drop(facts.half.get_or_insert_default()),
+                        Hold::Committed(from_us, answer) => {
+                            let half = facts.half.get_or_insert_default();
+                            half.commit_from_us = Some(half.commit_from_us.map_or(from_us, |first| first.min(from_us)));
+                            half.committed = half.committed.max(Some(answer));
+                        }
+                        Hold::RolledBack(answer) => {
+                            let half = facts.half.get_or_insert_default();
+                            half.rolled_back = half.rolled_back.max(Some(answer));
+                        }
                     },
                 }
             }
@@ -350,7 +384,7 @@ impl TableBuilder {
         for send in sends.iter_mut().filter(|send| send.place.is_none()) {
             let facts = &keys[send.key as usize];
             send.place = match facts.delivered {
-                Delivered::At(place) if facts.not_before_us == 0 => Some(place),
+                Delivered::At(place) if facts.not_before_us == 0 && facts.half.is_none() => Some(place),
                 Delivered::At(_) | Delivered::Nowhere | Delivered::Several => None,
             };
         }

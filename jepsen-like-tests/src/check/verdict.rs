@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::{
-    Findings, Gaps, Table, TableBuilder, aborted_reads, acked_returned, attempted_twice, consumed_backwards,
+    Findings, Gaps, Table, TableBuilder, aborted_reads, acked_returned, atomic, attempted_twice, consumed_backwards,
     double_deliveries, duplicates, early, inconsistent_offsets, invented, lost, mistold, nonlinear_appends,
     producer_order, recalled, redelivered, table::SendOutcome,
 };
@@ -57,6 +57,8 @@ pub struct Verdict {
     pub early: u64,
     /// Messages delivered although their recall was answered OK.
     pub recalled_and_back: u64,
+    /// Transactions that were not all or nothing.
+    pub torn_transactions: u64,
     /// Keys that the workload used twice: the run is worthless.
     pub attempted_twice: u64,
     /// The history's file ended in the middle of something.
@@ -86,6 +88,7 @@ impl Verdict {
         let acked_returned = all.take("acked and back", acked_returned(table));
         let early = all.take("early", early(table));
         let recalled_and_back = all.take("recalled and back", recalled(table));
+        let torn_transactions = all.take("transaction", atomic(table));
         let attempted_twice = all.take("workload", attempted_twice(table));
         if acked == 0 {
             all.take("nothing", Findings { count: 1, examples: vec!["no send was acknowledged".to_owned()] });
@@ -114,6 +117,7 @@ impl Verdict {
             consumption_order_violations,
             early,
             recalled_and_back,
+            torn_transactions,
             attempted_twice,
             cut: false,
             examples: all.examples,

@@ -6,6 +6,10 @@
 //! handed out through its consume queues and its log. Nodes' clocks are minutes apart. Clients repeat what they have no answer
 //! to, under the same message id or attempt id, so a send that is stored twice or a receive that loses a message shows.
 //!
+//! Some messages are delayed, some of those recalled; some are transactional, and their producers commit them, roll them back, or leave
+//! them open, so that the leader has to ask. Whether a transaction is to be committed stands in its key, so every process that is asked
+//! gives the same answer, as a database would.
+//!
 //! Three consumer groups receive: a plain one, one that wants the order of message groups, and one with a filter. For the latter two the
 //! leader reads ahead with the broker's own code. Each group is judged by what its own consumers saw.
 
@@ -20,9 +24,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use quorate_broker::{
     LogClock, Reading,
     machine::{
-        Ack, AttemptKey, Batch, Carry, ClusterHash, Command, DelayId, Deliver, Handle, Machine, MessageGroup, Pointer,
-        PutGroup, PutTopic, QueueId, QueueOffset, Recall, Receive, ReceiveScanned, Record, Reply, Send, SendDelayed,
-        SendKey, StartAt, TopicId, TopicKind,
+        Ack, AttemptKey, Batch, Carry, Checked, ClusterHash, Command, DelayId, Deliver, HalfId, Handle, Machine,
+        MessageGroup, Pointer, PutGroup, PutTopic, QueueId, QueueOffset, Recall, Receive, ReceiveScanned, Record,
+        Refusal, Reply, Resolution, Resolve, Send, SendDelayed, SendHalf, SendKey, StartAt, TopicId, TopicKind,
+        Waiting,
     },
     replica::{self, Applied, CheckpointMode, Replica, ReplicaSettings},
     scan::{Ask, Claimed, Look, Scans},
@@ -45,8 +50,8 @@ use super::{
 };
 use crate::{
     check::{
-        Findings, Judgement, Table, Verdict, acked_returned, double_deliveries, early, group_order, invented, lost,
-        recalled, unwanted,
+        Findings, Judgement, Table, Verdict, acked_returned, atomic, double_deliveries, early, group_order, invented,
+        lost, recalled, unwanted,
     },
     op::{self, Acked, Held, Op, Received, Sent, Span, Spot},
 };
@@ -58,6 +63,13 @@ const GROUPS: [&str; 3] = ["simulation", "simulation-ordered", "simulation-filte
 const MESSAGE_GROUPS: u64 = 6;
 /// One message in so many is what the filter wants.
 const WANTED_EVERY: u64 = 4;
+/// One transaction in so many is rolled back.
+const ROLLED_BACK_EVERY: u64 = 3;
+/// How long the producer of a half message is left alone, at most, and the time between two checks.
+const IMMUNITY_MS: u64 = 2000;
+const CHECK_MS: u64 = 700;
+/// Of a hundred checks so many are answered.
+const ANSWERED_PERCENT: u64 = 70;
 const CLUSTER: &str = "simulated";
 const QUEUES: u16 = 4;
 /// Records per consume queue file: few, so that files come and go within a run.
@@ -84,6 +96,8 @@ const SKEW_MS: u64 = 120_000;
 /// Process numbers of the one that drains and of the one that asks whether the group serves.
 const DRAIN: u32 = 1000;
 const PROBE: u32 = 1001;
+/// And of the producers that are asked about half messages.
+const ASKED: u32 = 1002;
 
 /// The broker as a subject of the simulation.
 #[derive(Debug, Default)]
@@ -100,8 +114,8 @@ struct Book {
     /// The sends, and what was said of delayed ones.
     ops: Vec<Op>,
     line: Line,
-    /// Numbers of delayed messages by their key.
-    delayed: BTreeMap<Box<str>, u64>,
+    /// Delayed and half messages by their key.
+    waiting: BTreeMap<Box<str>, Waiting>,
     /// Receives and acks, by consumer group.
     seen: [Vec<Op>; 3],
 }
@@ -148,6 +162,12 @@ fn is_wanted(key: &str) -> bool {
     number.is_some_and(|number| number.is_multiple_of(WANTED_EVERY))
 }
 
+/// Whether a transaction of this key is to be committed: what the application's own database says.
+fn is_committed(key: &str) -> bool {
+    let number = key.strip_prefix('m').and_then(|number| number.parse::<u64>().ok());
+    number.is_none_or(|number| !number.is_multiple_of(ROLLED_BACK_EVERY))
+}
+
 /// A point on the line that log time never leaves upwards: it runs as fast as the run's clock at most, whoever stamps it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Line {
@@ -179,22 +199,28 @@ pub struct Desk {
     schedule: Arc<Mutex<Schedule>>,
 }
 
-/// A replica that notes where delayed messages went, as nobody else learns it when an answer is lost.
+/// A replica that notes where delayed and half messages went, as nobody else learns it when an answer is lost.
 pub struct Noting {
     replica: Replica,
     went: Went,
 }
 
-/// Where each delayed message became visible, by its number.
-type Went = Arc<Mutex<BTreeMap<u64, Spot>>>;
+/// Where each message that waited became visible.
+type Went = Arc<Mutex<BTreeMap<Waiting, Spot>>>;
 
 impl Noting {
     fn note(&self, payload: &Bytes, replies: &[Reply]) {
         let commands = Batch::decode(payload.clone()).map(|batch| batch.commands).unwrap_or_default();
         for (command, reply) in commands.iter().zip(replies) {
-            if let (Command::Deliver(deliver), Reply::Sent { queue, offset, .. }) = (command, reply) {
-                let spot = Spot { queue: queue.0.into(), offset: offset.0 };
-                lock(&self.went).insert(deliver.id.number, spot);
+            let waited = if let Command::Deliver(deliver) = command {
+                Waiting::Delayed(deliver.id)
+            } else if let Command::Resolve(resolve) = command {
+                Waiting::Half(resolve.id)
+            } else {
+                continue;
+            };
+            if let Reply::Sent { queue, offset, .. } = reply {
+                lock(&self.went).insert(waited, Spot { queue: queue.0.into(), offset: offset.0 });
             }
         }
     }
@@ -249,6 +275,17 @@ enum Request {
         due_ms: u64,
         number: u64,
     },
+    Half {
+        client: String,
+        key: String,
+        queue: u16,
+        filler: usize,
+        immunity_ms: u64,
+    },
+    End {
+        number: u64,
+        commit: bool,
+    },
     Receive {
         reader: Reader,
         max: u16,
@@ -273,6 +310,9 @@ enum Answer {
     /// Done, at this log time.
     Prepared(u64),
     Delayed {
+        number: u64,
+    },
+    Half {
         number: u64,
     },
     Sent {
@@ -341,7 +381,12 @@ impl Desk {
         }
         let reader = match request {
             Request::Receive { reader, .. } | Request::Ack { reader, .. } => *reader,
-            Request::Prepare | Request::Send { .. } | Request::Recall { .. } | Request::Lend { .. } => Reader::Plain,
+            Request::Prepare
+            | Request::Send { .. }
+            | Request::Recall { .. }
+            | Request::Half { .. }
+            | Request::End { .. }
+            | Request::Lend { .. } => Reader::Plain,
         };
         let group_name = GroupName::parse(reader.group()).ok()?;
         let ids = |machine: &Machine| Some((machine.topic(&topic_name)?.id(), machine.group(&group_name)?.id()));
@@ -349,11 +394,7 @@ impl Desk {
         let command = match request {
             Request::Prepare | Request::Lend { .. } => return None,
             Request::Send { client, key, queue, filler, due_ms } => {
-                let record = record(key, *filler);
-                let body_crc = crc32c::crc32c(&record);
-                let key = SendKey::new(topic, client, key);
-                let queue = QueueId(*queue);
-                let send = Send { topic, queue, key, body_crc, tag_hash: 0, record: record.into() };
+                let send = send_of(topic, client, key, *queue, *filler);
                 match due_ms {
                     None => Command::Send(send),
                     Some(due_ms) => Command::SendDelayed(SendDelayed { due: Timestamp(*due_ms), send }),
@@ -363,6 +404,11 @@ impl Desk {
                 let id = DelayId { due: Timestamp(*due_ms), number: *number };
                 Command::Recall(Recall { id, topic })
             }
+            Request::Half { client, key, queue, filler, immunity_ms } => {
+                let send = send_of(topic, client, key, *queue, *filler);
+                Command::SendHalf(SendHalf { immunity_ms: *immunity_ms, send })
+            }
+            Request::End { number, commit } => self.resolve(HalfId(*number), topic, *commit)?,
             Request::Receive { max, invisible_ms, first_queue, attempt, .. } => {
                 let receive = Receive {
                     group: readers,
@@ -384,6 +430,34 @@ impl Desk {
             }
         };
         Some(vec![command])
+    }
+
+    /// The end of a transaction as the leader plans it. `None` if the disk does not give the body that is needed.
+    fn resolve(&self, id: HalfId, topic: TopicId, commit: bool) -> Option<Command> {
+        let behind = self.replica.read(|machine| {
+            let pointer = machine.half(id)?.pointer;
+            (commit && machine.is_behind_border(pointer.position)).then_some(pointer)
+        });
+        let record = match behind {
+            Some(pointer) => Some(body(self.replica.stored(pointer).ok()?)?),
+            None => None,
+        };
+        let resolution = if commit { Resolution::Commit } else { Resolution::Rollback };
+        Some(Command::Resolve(Resolve { id, topic, resolution, record }))
+    }
+
+    /// Half messages that a producer is to be asked about now: their keys, and the note that it was asked.
+    fn checks(&self) -> Vec<(String, TopicId, Checked)> {
+        let now = lock(&self.clock).now(self.reading());
+        let due: Vec<_> = self.replica.read(|machine| {
+            let due = |topic| machine.to_check(topic, now).take(PORTION.commands_max);
+            machine.topics_to_check(now).flat_map(due).collect()
+        });
+        let key = |pointer| Some(key_of(body(self.replica.stored(pointer).ok()?)?.bytes()));
+        let checks = due.into_iter().filter_map(|(id, half)| {
+            Some((key(half.pointer)?, half.topic, Checked { id, checks: half.checks, again_ms: Some(CHECK_MS) }))
+        });
+        checks.collect()
     }
 
     /// A receive with what the leader reads ahead for it, from the cursors on each time. `None` if the disk fails, or no node has a record
@@ -443,6 +517,9 @@ impl Desk {
             Some(Reply::Sent { queue, offset, .. }) => Answer::Sent { queue: queue.0, offset: offset.0 },
             Some(Reply::Acked { results }) => Answer::Acked(results.into_iter().map(|result| result.is_ok()).collect()),
             Some(Reply::Delayed { id, .. }) => Answer::Delayed { number: id.number },
+            Some(Reply::Half { id, .. }) => Answer::Half { number: id.0 },
+            // A segment border came between plan and apply: planned again, as the broker's leader does.
+            Some(Reply::Refused(Refusal::BodyNeeded)) => Answer::NotNow,
             Some(Reply::Topic { .. } | Reply::Group { .. } | Reply::Changed { .. } | Reply::Done) => {
                 Answer::Prepared(self.replica.log_now().0)
             }
@@ -478,7 +555,8 @@ fn body(found: replica::Found) -> Option<Record> {
     }
 }
 
-/// What a node's timer does, for as long as the world stands: it follows log time, and delivers what is due while it leads.
+/// What a node's timer does, for as long as the world stands: it follows log time, and while it leads it delivers what is due and asks
+/// about half messages.
 async fn timer(world: World<Queueing>, number: u16) {
     let mut dice = Dice::new(world.scenario().seed, &format!("timer of n{number}"));
     loop {
@@ -489,7 +567,22 @@ async fn timer(world: World<Queueing>, number: u16) {
         if !view.serving {
             continue;
         }
-        let commands = desk.due(view.term);
+        let mut commands = desk.due(view.term);
+        let asked_us = world.subject().now_us(&world);
+        for (key, topic, checked) in desk.checks() {
+            commands.push(Command::Checked(checked));
+            let commit = is_committed(&key);
+            let answer = dice.chance(ANSWERED_PERCENT).then(|| desk.resolve(checked.id, topic, commit)).flatten();
+            if let Some(answer) = answer {
+                // A producer, through this node; it hears nothing of what becomes of its answer.
+                let outcome = Acked::Unknown("an answer to a check".into());
+                let span = Span { process: ASKED, invoke_us: asked_us, return_us: world.subject().now_us(&world) };
+                let what = Held::End { commit, outcome };
+                let hold = op::Hold { span, topic: TOPIC.into(), key: key.into(), what };
+                world.subject().record(Op::Hold(hold));
+                commands.push(answer);
+            }
+        }
         if commands.is_empty() {
             continue;
         }
@@ -501,6 +594,13 @@ async fn timer(world: World<Queueing>, number: u16) {
             _ = group.propose(batch.encode()) => {}
         }
     }
+}
+
+fn send_of(topic: TopicId, client: &str, key: &str, queue: u16, filler: usize) -> Send {
+    let record = record(key, filler);
+    let body_crc = crc32c::crc32c(&record);
+    let (key, queue) = (SendKey::new(topic, client, key), QueueId(queue));
+    Send { topic, queue, key, body_crc, tag_hash: 0, record: record.into() }
 }
 
 /// A message: length of its key (2), the key, filler.
@@ -587,7 +687,8 @@ impl Subject for Queueing {
             let think = world.scenario().think.as_micros() as u64;
             sleep(Duration::from_micros(client.dice.within(100..=think))).await;
             match number % 2 {
-                0 if client.dice.chance(40) => client.send_delayed().await,
+                0 if client.dice.chance(30) => client.send_delayed().await,
+                0 if client.dice.chance(40) => client.transact().await,
                 0 => client.send().await,
                 _ => {
                     let reader = client.dice.pick(&Reader::ALL);
@@ -753,12 +854,12 @@ impl Queueing {
         let Some((_, leader)) = world.leader() else {
             return world.witness().violate("drains", "no leader serves at the end".into());
         };
-        let (mut sends, delayed) = {
+        let (mut sends, waiting) = {
             let book = self.book();
-            (book.ops.clone(), book.delayed.clone())
+            (book.ops.clone(), book.waiting.clone())
         };
         let went = lock(&self.went).clone();
-        let later = |key: &str| went.get(delayed.get(key)?).copied();
+        let later = |key: &str| went.get(waiting.get(key)?).copied();
         let mut dropped = BTreeSet::new();
         for op in &mut sends {
             if let Op::Send(send) = op
@@ -798,6 +899,9 @@ impl Queueing {
             violate("double delivery", double_deliveries(table));
             violate("early", early(table));
             violate("recalled and back", recalled(table));
+        }
+        for table in [&plain, &ordered, &filtered] {
+            violate("transactions", atomic(table));
         }
         violate("ordered: invented", invented(&ordered));
     }
@@ -869,6 +973,7 @@ impl Client {
                 Answer::Prepared(_)
                 | Answer::Sent { .. }
                 | Answer::Delayed { .. }
+                | Answer::Half { .. }
                 | Answer::Received(_)
                 | Answer::Acked(_)
                 | Answer::Lent(_)
@@ -905,6 +1010,7 @@ impl Client {
             Answer::NotNow | Answer::Refused(_) if !maybe => Acked::Failed("too late, or not now".into()),
             Answer::Sent { .. }
             | Answer::Delayed { .. }
+            | Answer::Half { .. }
             | Answer::Received(_)
             | Answer::Acked(_)
             | Answer::Lent(_)
@@ -913,6 +1019,55 @@ impl Client {
             | Answer::Unknown => Acked::Unknown("no answer".into()),
         };
         self.hold(invoke_us, key, Held::Recall(outcome));
+    }
+
+    /// Sends a half message, and ends most of them; the rest is left open, as by a producer that dies.
+    async fn transact(&mut self) {
+        let number = {
+            let mut book = self.world.subject().book();
+            book.sent += 1;
+            book.sent
+        };
+        let (key, client) = (format!("m{number}"), format!("client {}", self.number));
+        let (filler, immunity_ms) = (self.dice.below(200) as usize, self.dice.within(200..=IMMUNITY_MS));
+        let invoke_us = self.now_us();
+        self.hold(invoke_us, key.as_str().into(), Held::Half);
+        self.world.witness().invoke(self.number, number, self.node);
+        let half = |dice: &mut Dice| {
+            let queue = dice.below(QUEUES.into()) as u16;
+            Request::Half { client: client.clone(), key: key.clone(), queue, filler, immunity_ms }
+        };
+        let (answer, maybe) = self.insist(TRIES, half).await;
+        let id = if let Answer::Half { number } = answer { Some(number) } else { None };
+        let outcome = match (id, maybe) {
+            (Some(_), _) => Sent::Stored { queue: None, offset: None },
+            (None, true) => Sent::Unknown("no answer".into()),
+            (None, false) if matches!(answer, Answer::Unknown) => Sent::Unknown("no answer".into()),
+            (None, false) => Sent::Failed("not now, or refused".into()),
+        };
+        self.told(number, &outcome);
+        let (span, topic) = (self.span(invoke_us), self.topic());
+        if let Some(id) = id {
+            self.world.subject().book().waiting.insert(key.as_str().into(), Waiting::Half(HalfId(id)));
+        }
+        self.world.subject().record(Op::Send(op::Send { span, topic, key: key.as_str().into(), outcome }));
+        let Some(id) = id.filter(|_| self.dice.chance(80)) else { return };
+        sleep(self.dice.millis(0..=IMMUNITY_MS * 2)).await;
+        let (invoke_us, commit) = (self.now_us(), is_committed(&key));
+        let (answer, maybe) = self.insist(TRIES, |_| Request::End { number: id, commit }).await;
+        let outcome = match answer {
+            Answer::Sent { .. } | Answer::Prepared(_) => Acked::Done,
+            Answer::NotNow | Answer::Refused(_) if !maybe => Acked::Failed("not now, or refused".into()),
+            Answer::Delayed { .. }
+            | Answer::Half { .. }
+            | Answer::Received(_)
+            | Answer::Acked(_)
+            | Answer::Lent(_)
+            | Answer::Refused(_)
+            | Answer::NotNow
+            | Answer::Unknown => Acked::Unknown("no answer".into()),
+        };
+        self.hold(invoke_us, key.into(), Held::End { commit, outcome });
     }
 
     fn hold(&self, invoke_us: u64, key: Box<str>, what: Held) {
@@ -963,6 +1118,7 @@ impl Client {
             Answer::NotNow if !maybe => Sent::Failed("not now".into()),
             Answer::Refused(why) if !maybe => Sent::Failed(why.into()),
             Answer::Prepared(_)
+            | Answer::Half { .. }
             | Answer::Received(_)
             | Answer::Acked(_)
             | Answer::Lent(_)
@@ -973,7 +1129,9 @@ impl Client {
         let span = self.span(invoke_us);
         self.told(number, &outcome);
         if let Some((key, number)) = delayed.clone() {
-            self.world.subject().book().delayed.insert(key, number);
+            let due = Timestamp(due_ms.unwrap_or_default());
+            let waiting = Waiting::Delayed(DelayId { due, number });
+            self.world.subject().book().waiting.insert(key, waiting);
         }
         self.world.subject().record(Op::Send(op::Send { span, topic, key: key.into(), outcome: outcome.clone() }));
         (outcome, delayed)
@@ -1012,6 +1170,7 @@ impl Client {
                 Answer::Prepared(_)
                 | Answer::Sent { .. }
                 | Answer::Delayed { .. }
+                | Answer::Half { .. }
                 | Answer::Acked(_)
                 | Answer::Lent(_)
                 | Answer::Refused(_)
@@ -1045,6 +1204,7 @@ impl Client {
                 Answer::Prepared(_)
                 | Answer::Sent { .. }
                 | Answer::Delayed { .. }
+                | Answer::Half { .. }
                 | Answer::Received(_)
                 | Answer::Acked(_)
                 | Answer::Lent(_)

@@ -2,3 +2,4 @@
 
 pub mod delay;
 pub mod pop;
+pub mod transaction;

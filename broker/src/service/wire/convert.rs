@@ -12,9 +12,12 @@ use prost::Message as _;
 use quorate_proto::v2::{self, Code, DigestType, Encoding, MessageType, SystemProperties};
 use sha1::Digest as _;
 
-use super::status::Fault;
+use super::{status::Fault, validate};
 use crate::{
-    leader::calls::{Delivered, Outgoing},
+    leader::{
+        calls::{Delivered, Outgoing},
+        checks::Check,
+    },
     machine::{MessageGroup, TopicKind, handle::to_hex, tag_hash},
 };
 
@@ -53,7 +56,12 @@ pub(crate) fn to_record(message: v2::Message) -> Result<Outgoing, Fault> {
     let ordered_by = message_group.as_deref().map(|group| MessageGroup::of(group).0);
     let body_crc = crc32c::crc32c(&message.body);
     let due_ms = given.delivery_timestamp.as_ref().map_or(0, due_ms);
+    let half_immunity_ms = (given.message_type == MessageType::Transaction as i32).then(|| {
+        let named = validate::immunity(given.orphaned_transaction_recovery_duration.as_ref(), &message.user_properties);
+        named.map_or(0, |immunity| u64::try_from(immunity.as_millis()).unwrap_or(u64::MAX).max(1))
+    });
     let message_type = match (due_ms, &message_group) {
+        _ if half_immunity_ms.is_some() => MessageType::Transaction,
         (0, None) => MessageType::Normal,
         (0, Some(_)) => MessageType::Fifo,
         _ => MessageType::Delay,
@@ -79,7 +87,7 @@ pub(crate) fn to_record(message: v2::Message) -> Result<Outgoing, Fault> {
         body: message.body,
     };
     let record = stored.encode_to_vec().into();
-    Ok(Outgoing { message_id, body_crc, tag_hash, record, due_ms, message_group: ordered_by })
+    Ok(Outgoing { message_id, body_crc, tag_hash, record, due_ms, message_group: ordered_by, half_immunity_ms })
 }
 
 /// The first millisecond that is not before `timestamp`, and at least 1: 0 stands for a message without one.
@@ -104,6 +112,17 @@ pub(crate) fn to_message(delivered: Delivered, store_host: &str) -> Option<v2::M
     Some(message)
 }
 
+/// A half message, as its producer gets it when it is asked. `None` as for [`to_message`].
+pub(crate) fn to_half_message(check: Check, store_host: &str) -> Option<v2::Message> {
+    let mut message = v2::Message::decode(check.record).ok()?;
+    let system = message.system_properties.get_or_insert_default();
+    system.body_digest.get_or_insert_with(|| md5_of(&message.body));
+    system.store_timestamp = Some(quorate_proto::time::Timestamp(check.sent_ms).to_proto());
+    system.store_host = store_host.to_owned();
+    system.queue_id = i32::try_from(check.queue).ok()?;
+    Some(message)
+}
+
 /// A duration on the wire.
 pub(crate) fn milliseconds(ms: u64) -> prost_types::Duration {
     prost_types::Duration {
@@ -119,7 +138,7 @@ pub(crate) fn accepted_types(kind: TopicKind) -> Vec<i32> {
         TopicKind::Fifo => &[MessageType::Fifo],
         TopicKind::Delay => &[MessageType::Delay],
         TopicKind::Transaction => &[MessageType::Transaction],
-        TopicKind::Any => &[MessageType::Normal, MessageType::Fifo, MessageType::Delay],
+        TopicKind::Any => &[MessageType::Normal, MessageType::Fifo, MessageType::Delay, MessageType::Transaction],
     };
     types.iter().map(|kind| *kind as i32).collect()
 }

@@ -69,6 +69,10 @@ pub(crate) fn refusal_code(refusal: &Refusal) -> Code {
         // Not 40401, which the Python and Node clients take for OK.
         Refusal::RecallTooLate | Refusal::NotPending => Code::NotFound,
         Refusal::NotDue { .. } => Code::IllegalDeliveryTime,
+        Refusal::TransactionUnknown | Refusal::TransactionForeign | Refusal::TransactionForgotten => {
+            Code::InvalidTransactionId
+        }
+        Refusal::TransactionEnded { .. } | Refusal::CheckedSince | Refusal::BodyNeeded => Code::PreconditionFailed,
         Refusal::TooManyTopics { .. }
         | Refusal::TooManyGroups { .. }
         | Refusal::TopicExists { .. }
@@ -139,6 +143,12 @@ mod tests {
             (Refusal::RecallTooLate, 40400),
             (Refusal::NotPending, 40400),
             (Refusal::NotDue { due: quorate_proto::time::Timestamp(1) }, 40012),
+            (Refusal::TransactionUnknown, 40008),
+            (Refusal::TransactionForeign, 40008),
+            (Refusal::TransactionForgotten, 40008),
+            (Refusal::TransactionEnded { ended: crate::machine::Resolution::Commit }, 42800),
+            (Refusal::CheckedSince, 42800),
+            (Refusal::BodyNeeded, 42800),
             (Refusal::TooManyAutoTopics { max: 1000 }, 40402),
             (Refusal::TooManyAutoGroups { max: 1000 }, 40403),
             (Refusal::TooManyTopics { max: 9 }, 42800),

@@ -1,10 +1,10 @@
 //! The door: what a client may send, and the code it gets for everything else.
 //!
 //! Pure. Each check either returns the checked value in a type of ours or a [`Fault`] that names the value, the rule and the remedy.
-//! Limits and codes are RocketMQ's. What this broker has not built (transactional, lite and prioritised messages) is refused here by
+//! Limits and codes are RocketMQ's. What this broker has not built (lite and prioritised messages) is refused here by
 //! name, so that nothing is ever stored as something it is not.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use quorate_proto::{
     names::{GroupName, NameError, TopicName},
@@ -30,6 +30,8 @@ const USER_PROPERTIES_MAX: usize = 128;
 const USER_PROPERTY_BYTES_MAX: usize = 16 << 10;
 /// Bytes of all properties of a message: user's, tag, keys and the other texts.
 const PROPERTY_BYTES_MAX: usize = 32_767;
+/// How a message of RocketMQ's older clients says how long its producer is left alone; whole seconds, and ignored if it is no number.
+const IMMUNITY_PROPERTY: &str = "CHECK_IMMUNITY_TIME_IN_SECONDS";
 /// Longest attempt id.
 const ATTEMPT_ID_BYTES_MAX: usize = 256;
 
@@ -130,7 +132,7 @@ pub(crate) fn send<'a>(messages: &'a [v2::Message], limits: &Limits) -> Result<&
 }
 
 /// Everything about one message except its topic and its digest.
-pub(crate) fn message(message: &v2::Message, limits: &Limits) -> Result<(), Fault> {
+pub(crate) fn message(message: &v2::Message, limits: &Limits, max_immunity: Duration) -> Result<(), Fault> {
     let Some(system) = &message.system_properties else {
         return Err(Fault::new(
             Code::MessageCorrupted,
@@ -146,6 +148,7 @@ pub(crate) fn message(message: &v2::Message, limits: &Limits) -> Result<(), Faul
     message_group(system.message_group.as_deref())?;
     properties(message, system)?;
     delivery(system)?;
+    half(message, system, max_immunity)?;
     built_type(system)
 }
 
@@ -170,6 +173,44 @@ fn delivery(system: &v2::SystemProperties) -> Result<(), Fault> {
         return Err(Fault::new(Code::MessagePropertyConflictWithType, text));
     }
     Ok(())
+}
+
+/// A half message is not ordered or delayed at once, and its producer is not left alone for longer than is allowed.
+fn half(message: &v2::Message, system: &v2::SystemProperties, max: Duration) -> Result<(), Fault> {
+    if system.message_type != MessageType::Transaction as i32 {
+        return Ok(());
+    }
+    if system.message_group.as_ref().is_some_and(|group| !group.is_empty()) {
+        let text = "the message is of type TRANSACTION and has a message group; send it as one of them";
+        return Err(Fault::new(Code::MessagePropertyConflictWithType, text));
+    }
+    let named = system.orphaned_transaction_recovery_duration.as_ref();
+    if named.is_some_and(|named| to_duration(named).is_none()) {
+        let text = "the orphaned transaction recovery duration is negative or malformed; set it to 0s or more";
+        return Err(Fault::new(Code::BadRequest, text));
+    }
+    match immunity(named, &message.user_properties).filter(|immunity| *immunity > max) {
+        None => Ok(()),
+        Some(immunity) => {
+            let max = units::format_duration(max);
+            let text = format!(
+                "the orphaned transaction recovery duration of {} s is longer than {max}; choose a shorter one \
+                 (transactions.immunity_max)",
+                immunity.as_secs()
+            );
+            Err(Fault::new(Code::BadRequest, text))
+        }
+    }
+}
+
+/// How long a producer wants to be left alone with a half message, if the message says so: in its system properties, or in the
+/// property by which RocketMQ's older clients say it.
+pub(crate) fn immunity(
+    named: Option<&prost_types::Duration>,
+    user_properties: &HashMap<String, String>,
+) -> Option<Duration> {
+    let property = || user_properties.get(IMMUNITY_PROPERTY)?.parse().ok().map(Duration::from_secs);
+    named.and_then(to_duration).or_else(property)
 }
 
 fn message_id(id: &str) -> Result<(), Fault> {
@@ -265,7 +306,7 @@ fn properties(message: &v2::Message, system: &v2::SystemProperties) -> Result<()
     Ok(())
 }
 
-/// Refuses every kind of message but the plain, the ordered and the delayed one. A message with a message group is ordered, whatever
+/// Refuses every kind of message but the plain, the ordered, the delayed and the transactional one. A message with a message group is ordered, whatever
 /// type it states, as in RocketMQ; one that states to be ordered and names no message group cannot be.
 fn built_type(system: &v2::SystemProperties) -> Result<(), Fault> {
     let kind = MessageType::try_from(system.message_type)
@@ -275,10 +316,13 @@ fn built_type(system: &v2::SystemProperties) -> Result<(), Fault> {
             let text = "the message is of type FIFO and names no message group; set one";
             return Err(Fault::new(Code::IllegalMessageGroup, text));
         }
-        MessageType::Transaction => Some("sending transactional messages"),
         MessageType::Lite => Some("sending to lite topics"),
         MessageType::Priority => Some("sending messages with a priority"),
-        MessageType::Normal | MessageType::Unspecified | MessageType::Fifo | MessageType::Delay => None,
+        MessageType::Normal
+        | MessageType::Unspecified
+        | MessageType::Fifo
+        | MessageType::Delay
+        | MessageType::Transaction => None,
     };
     let what = what.or_else(|| {
         if system.lite_topic.is_some() {

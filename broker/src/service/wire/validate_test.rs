@@ -29,7 +29,46 @@ fn code(change: impl FnOnce(&mut v2::Message, &mut SystemProperties)) -> i32 {
     let mut system = message.system_properties.take().expect("set");
     change(&mut message, &mut system);
     message.system_properties = Some(system);
-    super::message(&message, &Limits::default()).map_or_else(|fault| fault.code as i32, |()| 0)
+    super::message(&message, &Limits::default(), IMMUNITY_MAX).map_or_else(|fault| fault.code as i32, |()| 0)
+}
+
+const IMMUNITY_MAX: Duration = Duration::from_secs(3600);
+
+#[test]
+fn a_half_message_is_let_in_with_what_it_says_of_its_checks() {
+    let half = |change: fn(&mut v2::Message, &mut SystemProperties)| {
+        code(|message, system| {
+            system.message_type = MessageType::Transaction as i32;
+            change(message, system);
+        })
+    };
+    let recovery = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
+    assert_eq!(half(|_, _| {}), 0);
+    assert_eq!(half(|_, system| system.message_group = Some(String::new())), 0, "an empty one is none");
+    assert_eq!(half(|_, system| system.message_group = Some("g".into())), 40014);
+    assert_eq!(half(|_, system| system.delivery_timestamp = Some(prost_types::Timestamp::default())), 40014);
+    for (seconds, nanos, code) in [(0, 0, 0), (3600, 0, 0), (3600, 1, 40000), (-1, 0, 40000), (0, -1, 40000)] {
+        let named = recovery(seconds, nanos);
+        let message = v2::Message {
+            system_properties: Some(SystemProperties {
+                message_type: MessageType::Transaction as i32,
+                orphaned_transaction_recovery_duration: named,
+                ..plain().system_properties.expect("set")
+            }),
+            ..plain()
+        };
+        let answer = super::message(&message, &Limits::default(), IMMUNITY_MAX);
+        assert_eq!(answer.map_or_else(|fault| fault.code as i32, |()| 0), code, "{seconds} s {nanos} ns");
+    }
+    let property = |text: &str| std::collections::HashMap::from([(IMMUNITY_PROPERTY.to_owned(), text.to_owned())]);
+    assert_eq!(half(|message, _| message.user_properties = [(IMMUNITY_PROPERTY.into(), "3601".into())].into()), 40000);
+    assert_eq!(immunity(None, &property("7")), Some(Duration::from_secs(7)));
+    assert_eq!(immunity(None, &property("soon")), None);
+    assert_eq!(
+        immunity(recovery(2, 0).as_ref(), &property("7")),
+        Some(Duration::from_secs(2)),
+        "the protocol's own leads"
+    );
 }
 
 #[test]
@@ -134,7 +173,7 @@ fn a_delivery_timestamp_and_the_type_delay_go_together() {
 
 #[test]
 fn what_is_not_built_is_refused_by_type_and_by_property() {
-    for kind in [MessageType::Transaction, MessageType::Lite, MessageType::Priority] {
+    for kind in [MessageType::Lite, MessageType::Priority] {
         assert_eq!(code(|_, system| system.message_type = kind as i32), 50100, "{kind:?}");
     }
     assert_eq!(code(|_, system| system.lite_topic = Some("l".into())), 50100);
