@@ -34,6 +34,8 @@ const AFTER_CUT: Duration = Duration::from_millis(200);
 /// Flow control: what one call, and all calls of a connection, may send ahead of being read.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// A call with many messages comes in one frame instead of one for every 16 KiB.
+const FRAME_BYTES_MAX: u32 = 64 << 10;
 /// A connection that is silent this long is pinged, and cut if no answer comes.
 const PING_AFTER: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -140,6 +142,7 @@ impl ClientServer {
             .max_concurrent_streams(limits.streams_per_connection_max)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES_MAX)
             .http2_max_header_list_size(u32::try_from(limits.header_bytes_max).unwrap_or(u32::MAX))
             .http2_keepalive_interval(Some(PING_AFTER))
             .http2_keepalive_timeout(Some(PING_TIMEOUT))

@@ -29,6 +29,8 @@ use tonic::body::Body;
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// The same for all streams of a connection together.
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// A delivery of many messages comes in one frame instead of one for every 16 KiB.
+const FRAME_BYTES_MAX: u32 = 64 << 10;
 
 /// A call that failed below gRPC, and whether the server can have seen it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -80,6 +82,7 @@ impl Connection {
             let (requests, mut driver) = h2::client::Builder::new()
                 .initial_window_size(STREAM_WINDOW_BYTES)
                 .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+                .max_frame_size(FRAME_BYTES_MAX)
                 .enable_push(false)
                 // None, until the other side's settings say how many.
                 .initial_max_send_streams(0)
