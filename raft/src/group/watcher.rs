@@ -32,7 +32,11 @@ pub(super) async fn watch_leader(
     let look = inner.config.election_timeout.0 / 2;
     let mut tenure = Tenure::new(Instant::now());
     let mut past = Past::default();
+    let mut awake = Awake::new(Instant::now());
     loop {
+        let now = Instant::now();
+        awake.look(now, inner.config.election_timeout.1);
+        let isolated = is_isolated(&inner, now.saturating_duration_since(awake.since));
         let (next, quorum_at, is_waiting, now_voters) = {
             let server = server.borrow_and_update();
             let (applied, quorum_at) = {
@@ -52,7 +56,7 @@ pub(super) async fn watch_leader(
             if let Some(id) = applied {
                 inner.history.applied((Term(id.leader_id.term), id.leader_id.node_id));
             }
-            let next = LeaderView { term, leader, serving: is_leader && has_applied, isolated: is_isolated(&inner) };
+            let next = LeaderView { term, leader, serving: is_leader && has_applied, isolated };
             let voters: Vec<NodeId> = server.membership_config.membership().voter_ids().collect();
             // What makes an elected leader serve (a majority's word, an entry applied) shows in the data only. A follower waits
             // for that entry too: then it knows how long nobody led.
@@ -66,7 +70,6 @@ pub(super) async fn watch_leader(
         };
         // Without a leader it may become this node at any moment.
         inner.log.serves_reads(next.leader.is_none_or(|leader| leader == inner.me));
-        let now = Instant::now();
         let sign = next.leader.map(|leader| {
             let at = match leader == inner.me {
                 true => quorum_at.and_then(|ago| now.checked_sub(ago)),
@@ -155,10 +158,34 @@ pub(super) async fn end_on_fault(inner: Arc<Inner>) {
     let _ = inner.raft.shutdown().await;
 }
 
-/// Whether nobody has answered for several election timeouts. Slower than the view of who leads, since a node that is cut off
-/// closes its client listener, and two peers that are both busy or starting must not send its clients away.
-fn is_isolated(inner: &Inner) -> bool {
-    inner.peers.last_heard().is_some_and(|at| at.elapsed() > inner.config.election_timeout.1 * 4)
+/// Since when this process has been running without a pause.
+///
+/// A process that was stopped (SIGSTOP, a paused container, a suspended machine) finds all its timers run out when it goes on, although it has
+/// missed nothing that was said: the words of its peers stand in its sockets, unread.
+struct Awake {
+    since: Instant,
+    looked: Instant,
+}
+
+impl Awake {
+    fn new(now: Instant) -> Self {
+        Self { since: now, looked: now }
+    }
+
+    /// Called many times per `pause`; a longer time between two calls is one in which nothing ran.
+    fn look(&mut self, now: Instant, pause: Duration) {
+        if now.saturating_duration_since(self.looked) > pause {
+            self.since = now;
+        }
+        self.looked = now;
+    }
+}
+
+/// Whether nobody has answered for several election timeouts, all of which this node was `awake`. Slower than the view of who leads, since a
+/// node that is cut off closes its client listener, and two peers that are both busy or starting must not send its clients away.
+fn is_isolated(inner: &Inner, awake: Duration) -> bool {
+    let patience = inner.config.election_timeout.1 * 4;
+    awake > patience && inner.peers.last_heard().is_some_and(|at| at.elapsed() > patience)
 }
 
 /// Whether a majority still answers this leader.
@@ -207,5 +234,26 @@ async fn talk(peers: Arc<Peers>, peer: Arc<Peer>) {
             Err(_) => {}
         }
         tokio::time::sleep(period).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_was_stopped_counts_its_time_from_when_it_went_on() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let pause = Duration::from_millis(250);
+        let mut awake = Awake::new(start);
+        for ms in (75..=1500).step_by(75) {
+            awake.look(at(ms), pause);
+        }
+        assert_eq!(awake.since, start, "it never paused");
+        awake.look(at(7500), pause);
+        assert_eq!(awake.since, at(7500), "nothing ran for six seconds");
+        awake.look(at(7600), pause);
+        assert_eq!(awake.since, at(7500));
     }
 }
