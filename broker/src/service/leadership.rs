@@ -103,7 +103,9 @@ pub(crate) async fn transfer(
 ) -> Result<TransferLeadershipResponse, Fault> {
     let began = Instant::now();
     let mut leadership = group.leader();
-    let Some(from) = leadership.borrow_and_update().leader else {
+    // Held during an election, as every call is.
+    let known = timeout_at(began + PATIENCE, leadership.wait_for(|view| view.leader.is_some())).await;
+    let Some(from) = known.ok().and_then(Result::ok).and_then(|view| view.leader) else {
         return Err(Fault::no_leader());
     };
     let mut request = BytesMut::new();
