@@ -449,7 +449,7 @@ impl Shared {
         let runs = places.chunk_by(|(queue, offset), (next_queue, next)| queue == next_queue && offset.0 + 1 == next.0);
         for run in runs {
             let [(queue, offset), ..] = *run else { continue };
-            let pointers = self.inner.queues.pointers(topic, queue, offset, run.len() as u64)?;
+            let pointers = self.inner.queues.pointers(topic, queue, offset, run.len() as u64);
             for step in 0..run.len() {
                 records.push(match pointers.get(step).copied().flatten() {
                     Some(pointer) => self.stored(pointer)?,
@@ -468,11 +468,11 @@ impl Shared {
         queue: QueueId,
         from: QueueOffset,
         count: u64,
-    ) -> io::Result<Vec<Option<Pointer>>> {
+    ) -> Vec<Option<Pointer>> {
         self.inner.queues.pointers(topic, queue, from, count)
     }
 
-    /// What it means that this node has no record of a place: retention has taken it, or it has rotted.
+    /// What it means that this node has no record of a place: retention has taken it, or it has rotted or cannot be read.
     pub(crate) fn absent(&self, spot: Spot) -> Found {
         // The floor first: where it moves meanwhile, files go only after the machine's own beginning has moved.
         let floor = self.inner.log.floor();
@@ -483,15 +483,12 @@ impl Shared {
 
     /// Consume queue records of up to `count` places from `from` on as they stand in a file, for another node to put back; zeros where this
     /// node has none. Any node may be asked, and the answer proves itself: each record's crc is over its place.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub fn lend(&self, from: Spot, count: u64) -> io::Result<Bytes> {
-        let pointers = self.pointers(from.topic, from.queue, from.offset, count)?;
+    pub fn lend(&self, from: Spot, count: u64) -> Bytes {
+        let pointers = self.pointers(from.topic, from.queue, from.offset, count);
         let records = (0..).zip(pointers).flat_map(|(step, pointer)| {
             pointer.map_or([0; queue_record::RECORD_BYTES], |pointer| queue_record::encode(from.ahead(step), &pointer))
         });
-        Ok(records.collect())
+        records.collect()
     }
 
     /// Puts consume queue records from `from` on back into their file, as another node has lent them, and says whether the first of them
@@ -502,16 +499,13 @@ impl Shared {
     pub fn mend(&self, from: Spot, lent: &[u8]) -> io::Result<bool> {
         let pointers: Vec<Option<Pointer>> = queue_record::decode_all(from, lent).collect();
         self.inner.queues.mend(from, &pointers)?;
-        Ok(!self.is_damaged(from)?)
+        Ok(!self.is_damaged(from))
     }
 
-    /// This node has no sound record of where a message stands that it keeps.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub fn is_damaged(&self, spot: Spot) -> io::Result<bool> {
-        let found = self.pointers(spot.topic, spot.queue, spot.offset, 1)?.pop().flatten();
-        Ok(found.is_none() && matches!(self.absent(spot), Found::Damaged(_)))
+    /// This node has no sound record of where a message stands that it keeps, or cannot read it.
+    pub fn is_damaged(&self, spot: Spot) -> bool {
+        let found = self.pointers(spot.topic, spot.queue, spot.offset, 1).pop().flatten();
+        found.is_none() && matches!(self.absent(spot), Found::Damaged(_))
     }
 
     /// The consume queue file of a place.

@@ -106,9 +106,9 @@ fn another_node_s_records_mend_the_file_and_only_true_ones_do() {
         other.restart();
         damage(&node, one);
         let first = spot(taken[0]);
-        assert!(node.shared.is_damaged(first).expect("readable"), "{what}");
+        assert!(node.shared.is_damaged(first), "{what}");
 
-        let wrong = other.shared.lend(spot(taken[0] - 1), 8).expect("readable");
+        let wrong = other.shared.lend(spot(taken[0] - 1), 8);
         assert!(!node.shared.mend(first, &wrong).expect("nothing to write"), "{what}: the records of other places");
         assert!(
             !node.shared.mend(first, b"no records, but long enough to be one").expect("nothing to write"),
@@ -116,7 +116,7 @@ fn another_node_s_records_mend_the_file_and_only_true_ones_do() {
         );
         assert!(!node.shared.mend(first, &[]).expect("nothing to write"), "{what}");
 
-        let lent = other.shared.lend(first, 256).expect("readable");
+        let lent = other.shared.lend(first, 256);
         assert!(node.shared.mend(first, &lent).expect("written"), "{what}");
         node.check_messages();
         // What was put back is on the disk, where a start counts on it.
@@ -130,15 +130,29 @@ fn another_node_s_records_mend_the_file_and_only_true_ones_do() {
 }
 
 #[test]
+fn what_the_disk_does_not_give_out_is_damage_too_and_is_lent_by_nobody() {
+    let node = filled(CheckpointMode::Plain);
+    node.disk.faults(|faults| faults.read_error = true);
+    let found = node.shared.records(TOPIC, &places()).expect("the log is readable");
+    let expected: Vec<_> = (0..EACH).map(|offset| Found::Damaged(spot(offset))).collect();
+    assert_eq!(found, expected);
+    assert!(node.shared.is_damaged(spot(4)));
+    assert!(node.shared.lend(spot(4), 4).iter().all(|byte| *byte == 0));
+    node.disk.faults(|faults| faults.read_error = false);
+    assert!(!node.shared.is_damaged(spot(4)));
+    node.check_messages();
+}
+
+#[test]
 fn a_node_lends_nothing_that_has_rotted() {
     let node = filled(CheckpointMode::Plain);
-    let sound = node.shared.lend(spot(4), 4).expect("readable");
+    let sound = node.shared.lend(spot(4), 4);
     damage(&node, DAMAGES[7]);
-    let lent = node.shared.lend(spot(4), 4).expect("readable");
+    let lent = node.shared.lend(spot(4), 4);
     assert_eq!((&lent[20..40], &lent[60..]), (&sound[20..40], &sound[60..]));
     assert!(lent[..20].iter().chain(&lent[40..60]).all(|byte| *byte == 0));
     let none = Spot { topic: TopicId(9), ..spot(0) };
-    assert!(node.shared.lend(none, 4).expect("nothing").is_empty());
+    assert!(node.shared.lend(none, 4).is_empty());
 }
 
 #[test]
@@ -207,7 +221,7 @@ fn files_of_the_format_before_are_removed_and_made_again() {
 #[test]
 fn nothing_is_put_back_where_no_file_stands_any_more() {
     let mut node = filled(CheckpointMode::Off);
-    let lent = node.shared.lend(spot(0), EACH).expect("readable");
+    let lent = node.shared.lend(spot(0), EACH);
     let border = node.log.end();
     node.replica.floor(border);
     node.log.state().floor = border;
@@ -215,13 +229,13 @@ fn nothing_is_put_back_where_no_file_stands_any_more() {
     node.replica.settle(node.log.end());
     let files = node.disk.files();
     assert!(!files.contains(&path(0, 4)), "{files:?}");
-    assert!(!node.shared.is_damaged(spot(4)).expect("readable"), "retention has taken it");
+    assert!(!node.shared.is_damaged(spot(4)), "retention has taken it");
     assert_eq!(node.shared.record(TOPIC, QueueId(0), QueueOffset(4)).expect("readable"), Found::Gone);
     node.shared.mend(spot(0), &lent).expect("nothing to write");
     node.apply(vec![Command::DropTopic(DropTopic { topic: TOPIC })]);
     node.log.state().floor = node.log.end();
     node.replica.settle(node.log.end());
-    assert!(!node.shared.is_damaged(spot(11)).expect("readable"), "its topic is gone");
+    assert!(!node.shared.is_damaged(spot(11)), "its topic is gone");
     node.shared.mend(spot(0), &lent).expect("nothing to write");
     assert!(!node.disk.files().iter().any(|path| path.starts_with("/data/queue")), "{:?}", node.disk.files());
 }
@@ -265,7 +279,7 @@ fn reading_ahead_stops_at_a_damaged_record_and_passes_nothing_over() {
     let other = Node::on(SimDisk::new(23), node.log.clone(), CheckpointMode::Off);
     let mut other = Node { now: node.now, ..other };
     other.restart();
-    let lent = other.shared.lend(spot(6), 1).expect("readable");
+    let lent = other.shared.lend(spot(6), 1);
     assert!(node.shared.mend(spot(6), &lent).expect("written"));
     let plan = scans.plan(&node.shared, &ask(100), &Odd).expect("readable");
     assert_eq!((plan.damaged, plan.expects.new.get(&QueueId(0))), (None, Some(&(EACH / 2))));
@@ -283,7 +297,7 @@ fn a_tag_of_either_sign_is_the_same_from_memory_and_from_a_file() {
     });
     node.apply(commands.collect::<Vec<_>>());
     let tags = |node: &Node| {
-        let pointers = node.shared.pointers(TOPIC, QueueId(0), QueueOffset(0), 3).expect("readable");
+        let pointers = node.shared.pointers(TOPIC, QueueId(0), QueueOffset(0), 3);
         pointers.into_iter().map(|pointer| pointer.expect("sound").tag_hash).collect::<Vec<_>>()
     };
     assert_eq!(tags(&node), hashes);

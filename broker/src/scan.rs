@@ -244,7 +244,7 @@ impl Scans {
         let room = (CHOSEN_MAX - ahead.chosen.len()) as u64;
         let count = RECORDS_AT_ONCE.min(lane.cursor.end.0.saturating_sub(ahead.end)).min(room);
         // May be fewer than the machine counts: records follow right behind it, and then wake whoever waits.
-        let pointers = shared.pointers(topic, lane.queue, QueueOffset(ahead.end), count)?;
+        let pointers = shared.pointers(topic, lane.queue, QueueOffset(ahead.end), count);
         let read = !pointers.is_empty();
         for pointer in pointers {
             if reading.is_over() {
@@ -272,7 +272,7 @@ impl Scans {
     ) -> io::Result<Vec<Verdict>> {
         let mut verdicts = Vec::with_capacity(places.len());
         for (queue, offset) in places {
-            let pointer = shared.pointers(topic, *queue, *offset, 1)?.pop().flatten();
+            let pointer = shared.pointers(topic, *queue, *offset, 1).pop().flatten();
             let spot = Spot { topic, queue: *queue, offset: *offset };
             let wanted = match reading.look_at(shared, spot, pointer, look, &self.rescued)? {
                 Looked::Wanted(_) => true,

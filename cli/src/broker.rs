@@ -31,7 +31,7 @@ use tokio::{runtime, sync::oneshot, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Layers, Loaded, read},
+    config::{Layers, Loaded, Settings, read},
     failure::{self, Failure},
     logging::{self, LogConfig, LogFormat},
     output::note,
@@ -112,6 +112,12 @@ struct NameServerConfig {
     listeners: Vec<String>,
 }
 
+impl Settings for BrokerFile {
+    fn range(key: &str) -> Option<String> {
+        BrokerConfig::range(key)
+    }
+}
+
 impl Default for NameServerConfig {
     fn default() -> Self {
         Self { enabled: true, listen: "127.0.0.1:9876".to_owned(), listeners: Vec::new() }
@@ -132,6 +138,7 @@ impl BrokerArgs {
         let file = &loaded.settings;
         file.broker.validate().map_err(|error| wrong(&error, &loaded))?;
         let listeners = check_name_server(file, &loaded)?;
+        logging::check(&file.log, loaded.origin("log.filter"))?;
         if self.print_config {
             return Ok(ExitCode::SUCCESS);
         }
@@ -205,7 +212,14 @@ fn check_name_server(file: &BrokerFile, loaded: &Loaded<BrokerFile>) -> Result<V
     let (name_server, insecure) = (&file.name_server, file.broker.network.insecure);
     let wrong = |key| move |problem| wrong(&ConfigError { key, problem }, loaded);
     crate::namesrv::check_listen(&name_server.listen, insecure).map_err(wrong("name_server.listen"))?;
-    crate::namesrv::parse_listeners(&name_server.listeners, insecure).map_err(wrong("name_server.listeners"))
+    let listeners = crate::namesrv::parse_listeners(&name_server.listeners, insecure);
+    let listeners = listeners.map_err(wrong("name_server.listeners"))?;
+    if name_server.enabled {
+        let mut beside = vec![("name_server.listen", name_server.listen.as_str())];
+        beside.extend(listeners.iter().map(|one| ("name_server.listeners", one.listen.as_str())));
+        file.broker.check_apart(&beside).map_err(|error| self::wrong(&error, loaded))?;
+    }
+    Ok(listeners)
 }
 
 fn build(builder: &mut runtime::Builder) -> Result<runtime::Runtime, Failure> {

@@ -8,7 +8,10 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{EnvFilter, fmt};
 
-use crate::failure::{self, Failure};
+use crate::{
+    config::Origin,
+    failure::{self, Failure},
+};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -90,15 +93,27 @@ fn escape(line: &str) -> Option<String> {
     Some(escaped)
 }
 
+fn filter(config: &LogConfig, from: &str) -> Result<EnvFilter, Failure> {
+    EnvFilter::try_new(&config.filter).map_err(|error| {
+        let what = format!("log.filter cannot be {:?}{from}", config.filter);
+        failure::config(what, error.to_string(), "write info, or per part info,quorate_raft=debug")
+    })
+}
+
+/// Checks what [`start`] would be told.
+///
+/// # Errors
+/// The filter is not one; says where it comes from.
+pub fn check(config: &LogConfig, origin: &Origin) -> Result<(), Failure> {
+    filter(config, &format!(" ({origin})")).map(drop)
+}
+
 /// Starts logging, once per process.
 ///
 /// # Errors
 /// The filter is not one.
 pub fn start(config: &LogConfig) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&config.filter).map_err(|error| {
-        let what = format!("log.filter cannot be {:?}", config.filter);
-        failure::config(what, error.to_string(), "write info, or per part info,quorate_raft=debug")
-    })?;
+    let filter = filter(config, "")?;
     let lines = fmt().with_env_filter(filter).with_writer(|| Plain(io::stderr()));
     let started = match config.format {
         LogFormat::Text => lines.with_ansi(false).try_init(),

@@ -8,7 +8,7 @@ use quorate_proto::{doors::TcpNet, time::SystemClock};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{Layers, Loaded, read},
+    config::{Layers, Loaded, Settings, read},
     failure::{self, Failure},
     logging::{self, LogConfig, LogFormat},
     output::note,
@@ -33,7 +33,7 @@ pub struct NamesrvArgs {
     /// How log lines look (log.format)
     #[arg(long, value_enum)]
     log_format: Option<LogFormat>,
-    /// Print all settings with their origin as a TOML file, and do nothing else
+    /// Print all settings with their origin as a TOML file, check them, and do nothing else
     #[arg(long)]
     print_config: bool,
 }
@@ -60,6 +60,12 @@ struct Table {
     insecure: bool,
 }
 
+impl Settings for NamesrvFile {
+    fn range(_: &str) -> Option<String> {
+        None
+    }
+}
+
 impl Default for Table {
     fn default() -> Self {
         Self { listen: "127.0.0.1:9876".to_owned(), listeners: Vec::new(), cluster: None, insecure: false }
@@ -73,9 +79,9 @@ impl NamesrvArgs {
     /// What kept it from starting or going on.
     pub async fn run(&self) -> Result<ExitCode, Failure> {
         let loaded = self.load()?;
+        // Before they are checked: the place of a wrong one is to be seen there.
         if self.print_config {
             print!("{}", loaded.print());
-            return Ok(ExitCode::SUCCESS);
         }
         let NamesrvFile { name_server, log } = &loaded.settings;
         let refused = |key: &str, why: String| {
@@ -85,6 +91,10 @@ impl NamesrvArgs {
         check_listen(&name_server.listen, name_server.insecure).map_err(|why| refused("name_server.listen", why))?;
         let listeners = parse_listeners(&name_server.listeners, name_server.insecure)
             .map_err(|why| refused("name_server.listeners", why))?;
+        logging::check(log, loaded.origin("log.filter"))?;
+        if self.print_config {
+            return Ok(ExitCode::SUCCESS);
+        }
         logging::start(log)?;
         loaded.print_changed().for_each(|line| note(format!("config: {line}")));
         let config =

@@ -53,10 +53,43 @@ fn print_config_shows_a_wrong_setting_and_then_refuses_it() {
     let config = config(dir.path(), "[storage]\nsegment_bytes = \"8MiB\"\n");
     let (code, out, err) = said(&run(&["broker", "--print-config", "--config", &config]));
     assert!(code == 2 && out.contains("storage.segment_bytes = \"8MiB\""), "{code} {out}");
-    assert!(err.contains("storage.segment_bytes") && err.contains("broker.toml:4") && err.contains("32MiB"), "{err}");
+    assert!(
+        err.contains("storage.segment_bytes") && err.contains("broker.toml:4") && err.contains("17MiB to 4GiB"),
+        "{err}"
+    );
     let output = quorate(&["broker", "--print-config"]).env("QUORATE_LIMITS_PARKED_RECEIVES_MAX", "0").output();
     let (code, _, err) = said(&output.expect("the binary runs"));
     assert!(code == 2 && err.contains("0 is out of range; write 1 to 10000000"), "{err}");
+}
+
+/// Whatever a start would refuse without looking at the machine.
+#[test]
+fn print_config_refuses_what_a_start_refuses() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let refused = |role: &str, text: &str, words: &[&str]| {
+        let path = dir.path().join("role.toml");
+        std::fs::write(&path, text).expect("written");
+        let path = path.to_str().expect("a plain path");
+        for args in [&[role, "--config", path, "--print-config"][..], &[role, "--config", path]] {
+            let (code, _, err) = said(&run(args));
+            assert!(code == 2 && words.iter().all(|word| err.contains(word)), "{args:?} {text}: {code} {err}");
+        }
+    };
+    refused("broker", "[log]\nfilter = \"info,,=x=\"\n", &["log.filter", "role.toml:2"]);
+    refused(
+        "broker",
+        "[network]\npeer_listen = \"127.0.0.1:8081\"\n",
+        &["network.peer_listen", "network.client_listen"],
+    );
+    refused("broker", "[name_server]\nlisten = \"127.0.0.1:9872\"\n", &["name_server.listen", "network.http_listen"]);
+    refused(
+        "broker",
+        "[transactions]\nchecks_max = 99999999\n",
+        &["transactions.checks_max", "1 to 1000", "role.toml:2"],
+    );
+    refused("broker", "[limits]\nmessage_bytes_max = \"99999999999TiB\"\n", &["1KiB to 32MiB"]);
+    refused("namesrv", "[log]\nfilter = \"info,,=x=\"\n", &["log.filter", "role.toml:2"]);
+    refused("namesrv", "[name_server]\nlisten = \"0.0.0.0:9876\"\n", &["name_server.listen", "--insecure"]);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use quorate_proto::{
     doors::{Net, incoming, parse_addresses},
     namesrv::name_server_server::{self, NameServerServer},
     time::Clock,
+    unread::{Asked, explain},
     v2::messaging_service_server::MessagingServiceServer,
 };
 use tokio::task::JoinSet;
@@ -221,11 +222,13 @@ impl Service<http::Request<Body>> for Services {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let service = request.uri().path().trim_start_matches('/').split('/').next();
-        if service == Some(name_server_server::SERVICE_NAME) {
-            self.brokers.call(request)
-        } else {
-            self.clients.call(request)
-        }
+        let (asked, answer) = match service {
+            Some(name_server_server::SERVICE_NAME) => (Asked::Other, self.brokers.call(request)),
+            Some(_) | None => (Asked::Messaging, self.clients.call(request)),
+        };
+        Box::pin(async move {
+            Ok(explain(asked, answer.await?, || "a name server takes no messages; send to a broker".to_owned()))
+        })
     }
 }
 

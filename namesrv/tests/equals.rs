@@ -16,7 +16,10 @@ use std::{
 use quorate_namesrv::{Bound, Doors, NamedListener, NamesrvConfig, RunError, run};
 use quorate_proto::{
     doors::{BoxFuture, Net, NetListener, Stream, TcpNet, connector},
-    namesrv::{ListenerRoute, RegisterRequest, TopicRoute, UnregisterRequest, name_server_client::NameServerClient},
+    namesrv::{
+        ListenerRoute, RegisterRequest, RegisterResponse, TopicRoute, UnregisterRequest,
+        name_server_client::NameServerClient,
+    },
     time::{Clock, Timestamp},
     v2::{self, Code, messaging_service_client::MessagingServiceClient},
 };
@@ -80,6 +83,36 @@ async fn a_broker_that_says_goodbye_is_forgotten_at_once() {
     let answer = NameServerClient::new(channel).unregister(goodbye).await.expect("answered").into_inner();
     assert_eq!(answer.code, Code::Ok as i32);
     assert_eq!(code(&house.ask(0, "orders").await), Code::TopicNotFound);
+}
+
+/// As at a broker: an error of gRPC itself would cost official clients their connection.
+#[tokio::test]
+async fn what_cannot_be_read_is_answered_in_band_to_clients_and_as_wrong_to_brokers() {
+    let house = House::new(1).await;
+    let channel = || channel(&house.net, &house.addresses());
+    // A text where a message belongs.
+    let garbage = || UnregisterRequest { cluster: "c".into(), ..UnregisterRequest::default() };
+    let large = || UnregisterRequest { cluster: "c".repeat(17 << 20), ..UnregisterRequest::default() };
+    let route = "/apache.rocketmq.v2.MessagingService/QueryRoute";
+    for (request, expected) in [(garbage(), 40000), (large(), 41300)] {
+        let answer: v2::QueryRouteResponse = call(channel(), route, request).await.expect("in-band");
+        let status = answer.status.expect("set");
+        assert!(status.code == expected && status.message.contains("nothing was done"), "{status:?}");
+    }
+    let register = "/quorate.namesrv.NameServer/Register";
+    // Field 1 is a text, and this one's is a message whose bytes are none.
+    let odd = v2::QueryRouteRequest {
+        topic: Some(v2::Resource { resource_namespace: "\u{7ff}".repeat(100), ..v2::Resource::default() }),
+        endpoints: None,
+    };
+    let answer: Result<RegisterResponse, _> = call(channel(), register, odd).await;
+    assert_eq!(answer.expect_err("not read").code(), tonic::Code::InvalidArgument);
+    let answer: Result<RegisterResponse, _> = call(channel(), register, large()).await;
+    let status = answer.expect_err("not read");
+    assert!(
+        status.code() == tonic::Code::ResourceExhausted && status.message().contains("nothing was done"),
+        "{status}"
+    );
 }
 
 #[tokio::test]
@@ -229,6 +262,18 @@ async fn route(net: &Arc<CutNet>, addresses: &[String], topic: &str) -> v2::Quer
     let topic = v2::Resource { name: topic.into(), ..v2::Resource::default() };
     let request = v2::QueryRouteRequest { topic: Some(topic), endpoints: None };
     MessagingServiceClient::new(channel(net, addresses)).query_route(request).await.expect("answered").into_inner()
+}
+
+/// A call as no generated client makes it: this message at that path.
+async fn call<M, A>(channel: Channel, path: &'static str, message: M) -> Result<A, tonic::Status>
+where
+    M: prost::Message + Send + Sync + 'static,
+    A: prost::Message + Default + Send + Sync + 'static,
+{
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.expect("connected");
+    let (path, codec) = (http::uri::PathAndQuery::from_static(path), tonic_prost::ProstCodec::<M, A>::default());
+    Ok(client.unary(tonic::Request::new(message), path, codec).await?.into_inner())
 }
 
 // The servers.

@@ -10,6 +10,7 @@ mod huffman;
 pub mod message_id;
 pub mod names;
 pub mod time;
+pub mod unread;
 
 /// RocketMQ 5's public protocol, compiled from our own `.proto` files.
 #[allow(clippy::all, missing_docs, reason = "generated")]

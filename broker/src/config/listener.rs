@@ -7,7 +7,10 @@
 //! A client is given the addresses that the nodes have for the listener it came in by, so a network behind a NAT, a container engine or a
 //! VPN gets addresses that it can reach. Written as one text, `name@listen=advertise`, so that a variable can say it too.
 
-use std::str::FromStr;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +98,24 @@ pub(super) fn check_all(listeners: &[ListenerConfig]) -> Result<(), ConfigError>
     Ok(())
 }
 
+/// Whether two listeners would take the same port of the same host. Texts that are no addresses, and free ports, collide with nothing.
+pub(super) fn collide(one: &str, other: &str) -> bool {
+    let (Some((host, port)), Some((other_host, other_port))) = (split_address(one), split_address(other)) else {
+        return false;
+    };
+    let ip =
+        |host: &str| if host == "localhost" { Some(Ipv4Addr::LOCALHOST.into()) } else { host.parse::<IpAddr>().ok() };
+    let same_host = match (ip(host), ip(other_host)) {
+        (Some(one), Some(other)) => {
+            // Every interface: IPv6's takes the ports of IPv4 too.
+            let takes = |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+            one == other || takes(one, other) || takes(other, one)
+        }
+        _ => host == other_host,
+    };
+    port != 0 && port == other_port && same_host
+}
+
 /// Checks that clients of a listener are given an address that can be one.
 pub(super) fn check_advertised(key: &'static str, listen: &str, advertise: Option<&str>) -> Result<(), ConfigError> {
     let Some(advertise) = advertise else {
@@ -126,6 +147,28 @@ mod tests {
         }
         for text in ["0.0.0.0:8181", "host@8181", "host@0.0.0.0:8181=", "host@0.0.0.0:8181=a", ""] {
             assert!(text.parse::<ListenerConfig>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn two_listeners_collide_at_one_port_of_one_host_only() {
+        for (one, other) in [
+            ("127.0.0.1:1", "127.0.0.1:1"),
+            ("localhost:1", "127.0.0.1:1"),
+            ("0.0.0.0:1", "10.0.0.1:1"),
+            ("[::]:1", "10.0.0.1:1"),
+            ("node-1:1", "node-1:1"),
+        ] {
+            assert!(collide(one, other) && collide(other, one), "{one} {other}");
+        }
+        for (one, other) in [
+            ("127.0.0.1:1", "127.0.0.1:2"),
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("127.0.0.1:1", "127.0.0.2:1"),
+            ("0.0.0.0:1", "[::1]:1"),
+            ("", ""),
+        ] {
+            assert!(!collide(one, other) && !collide(other, one), "{one} {other}");
         }
     }
 

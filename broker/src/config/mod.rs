@@ -336,7 +336,38 @@ impl BrokerConfig {
         self.check_storage()?;
         self.election.check()?;
         self.transactions.check()?;
-        self.check_limits()
+        self.check_limits()?;
+        self.check_apart(&[])
+    }
+
+    /// What a value of `key` may be, as it is written: `1 to 1000`. `None` for what is no number, size or duration. Where it depends on
+    /// other settings, they are at their defaults.
+    pub fn range(key: &str) -> Option<String> {
+        ranges::of(&Self::default(), key)
+    }
+
+    /// Checks that no two listeners of the process take the same port of the same host: this node's, and those `beside` it, each with its
+    /// key.
+    ///
+    /// # Errors
+    /// The second of the two.
+    pub fn check_apart(&self, beside: &[(&'static str, &str)]) -> Result<(), ConfigError> {
+        let network = &self.network;
+        let own = [
+            ("network.client_listen", network.client_listen.as_str()),
+            ("network.peer_listen", &network.peer_listen),
+            ("network.http_listen", &network.http_listen),
+        ];
+        let named = network.listeners.iter().map(|listener| ("network.listeners", listener.listen.as_str()));
+        let all: Vec<_> = own.into_iter().chain(named).chain(beside.iter().copied()).collect();
+        for (at, (key, address)) in all.iter().enumerate() {
+            let other = all[..at].iter().find(|(_, other)| listener::collide(address, other));
+            check(other.is_none(), key, || {
+                let (other_key, other) = other.copied().unwrap_or_default();
+                format!("{address} is taken by {other_key} ({other}); give each listener a port of its own")
+            })?;
+        }
+        Ok(())
     }
 
     /// The nodes of the group; a group of one if none is configured.
@@ -438,23 +469,10 @@ impl BrokerConfig {
     }
 
     fn check_storage(&self) -> Result<(), ConfigError> {
-        let (storage, limits, retention) = (&self.storage, &self.limits, &self.retention);
+        let (storage, retention) = (&self.storage, &self.retention);
         check(!storage.data_dir.as_os_str().is_empty(), "storage.data_dir", || {
             "is empty; write a directory of this node alone".into()
         })?;
-        let quarter = storage.segment_bytes / 4;
-        check(
-            limits.message_bytes_max < quarter && self.entry_bytes_max() <= quarter,
-            "storage.segment_bytes",
-            || {
-                format!(
-                    "{} is too small; it must be at least four times the largest entry ({}), so write {} or more",
-                    units::format_bytes(storage.segment_bytes),
-                    units::format_bytes(self.entry_bytes_max()),
-                    units::format_bytes((self.entry_bytes_max() * 4).next_power_of_two()),
-                )
-            },
-        )?;
         let keeps_two = retention.log_bytes_max == 0 || retention.log_bytes_max >= 2 * storage.segment_bytes;
         check(keeps_two, "retention.log_bytes_max", || {
             format!(
@@ -592,13 +610,17 @@ mod tests {
     fn relations_between_values_are_checked_with_a_remedy() {
         assert!(problem(|c| c.election.heartbeat = Duration::from_millis(200)).contains("third"));
         assert!(problem(|c| c.election.timeout_max = Duration::from_millis(150)).contains("longer"));
-        assert!(problem(|c| c.storage.segment_bytes = 8 << 20).contains("32MiB"));
+        assert!(problem(|c| c.storage.segment_bytes = 8 << 20).contains("17MiB"));
         assert!(problem(|c| c.retention.log_bytes_max = 1 << 30).contains("2GiB"));
         assert!(problem(|c| c.limits.request_bytes_max = 4 << 20).contains("request_bytes_max"));
         assert!(problem(|c| c.limits.batch_commands_max = 0).contains("batch_commands_max"));
         assert!(problem(|c| c.transactions.immunity = Duration::from_secs(3601)).contains("immunity_max"));
         assert!(problem(|c| c.transactions.check_interval = Duration::from_millis(1)).contains("check_interval"));
         assert!(problem(|c| c.transactions.checks_max = 0).contains("checks_max"));
+        assert!(problem(|c| c.network.peer_listen = "127.0.0.1:8081".into()).contains("network.client_listen"));
+        assert!(problem(|c| c.network.http_listen = "localhost:9870".into()).contains("network.peer_listen"));
+        let named = |c: &mut BrokerConfig| c.network.listeners = vec!["vpn@127.0.0.1:9872".parse().expect("legal")];
+        assert!(problem(named).contains("network.http_listen (127.0.0.1:9872)"));
         assert!(problem(|c| c.node.peers = vec!["2@a:1".parse().expect("legal")]).contains("node 1 itself"));
         assert!(
             problem(|c| c.node.peers = ["1@a:1", "2@a:1"].map(|p| p.parse().expect("legal")).to_vec())

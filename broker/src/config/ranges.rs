@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::{BrokerConfig, ConfigError, QUEUES_MAX, check, units};
+use super::{BrokerConfig, ConfigError, ENTRY_OVERHEAD_BYTES, QUEUES_MAX, check, units};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -19,31 +19,61 @@ const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
+const SEGMENT_BYTES: &str = "storage.segment_bytes";
+const SEGMENT_BYTES_WHY: &str = ", because a segment takes at least four of the largest entries (limits.message_bytes_max or \
+                                 limits.batch_bytes_max, and what stands around it)";
+
 /// Key, value, least, most.
 type Row = (&'static str, u64, u64, u64);
 
 /// The first value out of its range.
 pub(super) fn check_all(config: &BrokerConfig) -> Result<(), ConfigError> {
-    let all = [
-        (sizes(config), units::format_bytes as fn(u64) -> String),
-        (durations(config), |millis| units::format_duration(Duration::from_millis(millis))),
-        (counts(config), |count| count.to_string()),
-    ];
-    for (rows, text) in all {
+    for (rows, text) in tables(config) {
         for (key, value, least, most) in rows {
             check((least..=most).contains(&value), key, || {
-                format!("{} is out of range; write {} to {}", text(value), text(least), text(most))
+                let why = if key == SEGMENT_BYTES { SEGMENT_BYTES_WHY } else { "" };
+                format!("{} is out of range; write {} to {}{why}", text(value), text(least), text(most))
             })?;
         }
     }
     Ok(())
 }
 
+/// The range of a key, as it is written: `1 to 1000`. `None` for what is no number, size or duration.
+pub(super) fn of(config: &BrokerConfig, key: &str) -> Option<String> {
+    if key == "node.number" {
+        return Some(format!("1 to {}", u16::MAX));
+    }
+    let found = tables(config).into_iter().find_map(|(rows, text)| {
+        let (_, _, least, most) = rows.into_iter().find(|row| row.0 == key)?;
+        Some(format!("{} to {}", text(least), text(most)))
+    });
+    found
+}
+
+/// Rows of one kind of value, and how such a value is written.
+type Table = (Vec<Row>, fn(u64) -> String);
+
+fn tables(config: &BrokerConfig) -> [Table; 3] {
+    [
+        (sizes(config), units::format_bytes),
+        (durations(config), |millis| units::format_duration(Duration::from_millis(millis))),
+        (counts(config), |count| count.to_string()),
+    ]
+}
+
+/// A segment takes four of the largest entries, so its lower end is that of the limits; limits out of their own range count as at its end,
+/// and are refused themselves.
+fn segment_bytes_min(config: &BrokerConfig) -> u64 {
+    let limits = &config.limits;
+    4 * (limits.message_bytes_max.max(limits.batch_bytes_max).clamp(KIB, 32 * MIB) + ENTRY_OVERHEAD_BYTES)
+}
+
 fn sizes(config: &BrokerConfig) -> Vec<Row> {
     let (storage, limits) = (&config.storage, &config.limits);
     vec![
         // An index file keeps places in a segment as 32 bits.
-        ("storage.segment_bytes", storage.segment_bytes, MIB, 4 * GIB),
+        (SEGMENT_BYTES, storage.segment_bytes, segment_bytes_min(config), 4 * GIB),
         ("storage.tail_cache_bytes", storage.tail_cache_bytes, 64 * KIB, 4 * GIB),
         ("storage.follower_window_bytes", storage.follower_window_bytes, 64 * KIB, GIB),
         ("retention.log_bytes_max", config.retention.log_bytes_max, 0, 1024 * TIB),
@@ -120,7 +150,7 @@ mod tests {
     fn a_value_out_of_range_is_refused_with_key_value_and_range() {
         type Case = (fn(&mut BrokerConfig), &'static str, &'static str, &'static str);
         let cases: [Case; 9] = [
-            (|c| c.storage.segment_bytes = 100 * TIB, "storage.segment_bytes", "100TiB", "1MiB to 4GiB"),
+            (|c| c.storage.segment_bytes = 100 * TIB, "storage.segment_bytes", "100TiB", "17MiB to 4GiB"),
             (|c| c.storage.tail_cache_bytes = 0, "storage.tail_cache_bytes", "0B", "64KiB to 4GiB"),
             (|c| c.limits.message_bytes_max = 0, "limits.message_bytes_max", "0B", "1KiB to 32MiB"),
             (|c| c.limits.batch_bytes_max = 1, "limits.batch_bytes_max", "1B", "1KiB to 32MiB"),
@@ -136,6 +166,24 @@ mod tests {
             let error = config.validate().expect_err(key);
             assert!(error.key == key && error.problem.contains(value) && error.problem.contains(range), "{error}");
         }
+    }
+
+    /// The lower end that is told is one that works.
+    #[test]
+    fn the_least_segment_is_that_of_the_limits() {
+        let with = |message_bytes_max, segment_bytes| {
+            let mut config = BrokerConfig::default();
+            config.limits.message_bytes_max = message_bytes_max;
+            config.storage.segment_bytes = segment_bytes;
+            config.validate().map_err(|error| error.to_string())
+        };
+        assert_eq!(with(4 * MIB, 17 * MIB), Ok(()));
+        assert!(with(4 * MIB, 17 * MIB - 1).is_err_and(|said| said.contains("17MiB to 4GiB, because")));
+        assert!(with(10 * MIB, 17 * MIB).is_err_and(|said| said.contains("41MiB to 4GiB")));
+        assert_eq!(with(KIB, 5 * MIB), Ok(()));
+        assert_eq!(of(&BrokerConfig::default(), "storage.segment_bytes").as_deref(), Some("17MiB to 4GiB"));
+        assert_eq!(of(&BrokerConfig::default(), "transactions.checks_max").as_deref(), Some("1 to 1000"));
+        assert_eq!(of(&BrokerConfig::default(), "node.cluster"), None);
     }
 
     #[test]

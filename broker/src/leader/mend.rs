@@ -1,4 +1,5 @@
-//! A consume queue record that has rotted on this node's disk, put back as another node of the group has it.
+//! A consume queue record that has rotted on this node's disk, or that the disk does not give out, put back as another node of the group
+//! has it.
 //!
 //! ```text
 //!   no sound record ─▶ ask the others ─▶ records with their crcs ─▶ written back, read again ─▶ the message
@@ -47,8 +48,7 @@ impl Leader {
     pub(super) async fn mend(&self, spot: Spot) -> Result<(), Failure> {
         let mut since = self.mending.0.lock().await;
         loop {
-            let unreadable = |error: std::io::Error| Failure::Unreadable(error.to_string());
-            if !self.shared.is_damaged(spot).map_err(unreadable)? {
+            if !self.shared.is_damaged(spot) {
                 since.remove(&spot);
                 return Ok(());
             }
@@ -114,7 +114,7 @@ impl Leader {
     /// Answers another node's question with the records that are sound here.
     pub(crate) fn lend_pointers(&self, question: &[u8]) -> Bytes {
         let Some((from, count)) = asked(question) else { return Bytes::new() };
-        self.shared.lend(from, count.min(RECORDS_MAX).into()).unwrap_or_default()
+        self.shared.lend(from, count.min(RECORDS_MAX).into())
     }
 }
 

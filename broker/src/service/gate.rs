@@ -25,7 +25,7 @@ use quorate_proto::{
     v2::{admin_server::AdminServer, messaging_service_server::MessagingServiceServer},
 };
 use tokio::time::Instant;
-use tonic::{Status, body::Body};
+use tonic::{Status, body::Body, metadata::MetadataValue};
 use tower::Service as TowerService;
 
 use super::{
@@ -180,6 +180,16 @@ impl Inbound {
     }
 }
 
+/// The answer to a request that was not taken, with gRPC's own word for "ask again": without that, RESOURCE_EXHAUSTED is what servers say of a
+/// request that is too large.
+fn turned_away() -> Status {
+    let mut busy = Status::resource_exhausted(
+        "the broker is busy with as many bytes of requests as it may hold; nothing was done, try again later",
+    );
+    busy.metadata_mut().insert("grpc-retry-pushback-ms", MetadataValue::from_static("100"));
+    busy
+}
+
 /// The bytes of one request; given back when both its body and its answer are done with it.
 struct Share {
     inbound: Arc<Inbound>,
@@ -195,7 +205,7 @@ impl Share {
 
     fn turn_away(&self) -> Status {
         self.inbound.service.metrics.turned_away.add(1);
-        Status::resource_exhausted("the broker is busy with as many bytes of requests as it may hold; try again later")
+        turned_away()
     }
 }
 

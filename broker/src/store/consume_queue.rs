@@ -47,6 +47,9 @@ const TAIL_MAX: usize = 1_024;
 /// Records that a start checks in one go.
 const CHECKED_AT_ONCE: u64 = 16_384;
 
+/// Records that are given up together when the disk does not give them out: about a page.
+const UNREADABLE_AT_ONCE: u64 = 200;
+
 /// Records in all tails together before the written ones are let go.
 const TAILS_MAX: usize = 262_144;
 
@@ -218,45 +221,56 @@ impl ConsumeQueues {
         Ok(())
     }
 
-    /// Pointers of up to `count` neighbouring offsets. `None` where there is no sound record here, and nothing behind the end.
+    /// Pointers of up to `count` neighbouring offsets. `None` where there is no sound record here, or none that the disk gives out, and
+    /// nothing behind the end.
     pub(crate) fn pointers(
         &self,
         topic: TopicId,
         queue: QueueId,
         from: QueueOffset,
         count: u64,
-    ) -> io::Result<Vec<Option<Pointer>>> {
+    ) -> Vec<Option<Pointer>> {
         let mut pointers = Vec::new();
         let (lane, end, tail_from) = {
             let queues = self.lock();
-            let Some(state) = queues.by_key.get(&(topic, queue)) else { return Ok(pointers) };
+            let Some(state) = queues.by_key.get(&(topic, queue)) else { return pointers };
             let end = state.end.min(from.0.saturating_add(count));
             let tail_from = state.tail_from();
             if from.0 >= tail_from {
                 let skip = (from.0 - tail_from) as usize;
                 let wanted = end.saturating_sub(from.0) as usize;
                 pointers.extend(state.tail.iter().skip(skip).take(wanted).copied().map(Some));
-                return Ok(pointers);
+                return pointers;
             }
             (state.lane.clone(), end, tail_from)
         };
-        let mut at = from.0;
-        while at < end.min(tail_from) {
-            let in_files = end.min(tail_from);
-            let records = lane.read(&self.files, at, in_files - at)?;
+        let in_files = end.min(tail_from);
+        let (mut at, mut at_once) = (from.0, u64::MAX);
+        while at < in_files {
             let before = pointers.len();
-            pointers.extend(queue_record::decode_all(spot((topic, queue), at), &records));
+            // Nothing there is nothing up to the next file.
+            let none = match lane.read(&self.files, at, at_once.min(in_files - at)) {
+                Ok(records) => {
+                    pointers.extend(queue_record::decode_all(spot((topic, queue), at), &records));
+                    in_files.min(lane.next_file(at)) - at
+                }
+                Err(error) => {
+                    let file = lane.path_of(at);
+                    warn!(file = %file.display(), offset = at, %error, "consume queue records cannot be read");
+                    // From here on in small steps: what stands beside a bad place may be readable.
+                    at_once = UNREADABLE_AT_ONCE;
+                    at_once.min(in_files.min(lane.next_file(at)) - at)
+                }
+            };
             if pointers.len() == before {
-                // Nothing there, up to the next file.
-                let none = in_files.min(lane.next_file(at)) - at;
                 pointers.resize(before + none as usize, None);
             }
             at = from.0 + pointers.len() as u64;
         }
         if at < end {
-            pointers.extend(self.pointers(topic, queue, QueueOffset(at), end - at)?);
+            pointers.extend(self.pointers(topic, queue, QueueOffset(at), end - at));
         }
-        Ok(pointers)
+        pointers
     }
 
     /// Where a queue ends; 0 if there is nothing of it here.

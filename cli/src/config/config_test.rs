@@ -27,6 +27,12 @@ struct Network {
     advertise: Option<String>,
 }
 
+impl Settings for Role {
+    fn range(key: &str) -> Option<String> {
+        (key == "node.number").then(|| "1 to 65535".to_owned())
+    }
+}
+
 impl Default for Role {
     fn default() -> Self {
         Self { node: Node::default(), network: Network { listen: "127.0.0.1:8081".into(), advertise: None } }
@@ -104,8 +110,11 @@ fn an_unknown_key_is_refused_with_the_nearest_one() {
 fn a_value_that_does_not_fit_is_refused_with_its_place() {
     let wrong = of_file("[node]\nnumber = \"two\"").unwrap_err().to_string();
     assert!(wrong.contains("node.number cannot be \"two\"") && wrong.contains("broker.toml:2"), "{wrong}");
-    let wrong = of_file("[node]\nnumber = 70000").unwrap_err().to_string();
-    assert!(wrong.contains("node.number cannot be 70000"), "{wrong}");
+    for number in ["70000", "-1", "1.5", "99999999999999999999999", "true"] {
+        let wrong = of_file(&format!("[node]\nnumber = {number}")).unwrap_err().to_string();
+        assert!(wrong.contains("node.number cannot be ") && wrong.contains("1 to 65535"), "{wrong}");
+        assert!(!wrong.contains("u16"), "{wrong}");
+    }
     let wrong = of_file("[node\nnumber = 1").unwrap_err().to_string();
     assert!(wrong.contains("broker.toml:1 is not TOML"), "{wrong}");
     let mut layers = Layers::of::<Role>();

@@ -50,6 +50,12 @@ struct Setting {
     origin: Origin,
 }
 
+/// What a role is told. The type's own text says which keys there are; this, what their values may be.
+pub trait Settings: Serialize + DeserializeOwned + Default {
+    /// What a value of `key` may be, as it is written: `1 to 1000`. `None` for keys without a range.
+    fn range(key: &str) -> Option<String>;
+}
+
 /// Gathers the layers; later ones win.
 #[derive(Debug)]
 pub struct Layers {
@@ -67,7 +73,7 @@ pub struct Loaded<T> {
 
 impl Layers {
     /// The first layer: the defaults of `T`, which also name every key there is.
-    pub fn of<T: Serialize + Default>() -> Self {
+    pub fn of<T: Settings>() -> Self {
         let defaults = serde_json::to_value(T::default()).expect("settings are plain data");
         Self { keys: Keys::of(&defaults), settings: Vec::new() }
     }
@@ -119,7 +125,7 @@ impl Layers {
     ///
     /// # Errors
     /// A value that its key cannot take, with its place.
-    pub fn load<T: Serialize + Default + DeserializeOwned>(self) -> Result<Loaded<T>, Failure> {
+    pub fn load<T: Settings>(self) -> Result<Loaded<T>, Failure> {
         let defaults = serde_json::to_value(T::default()).expect("settings are plain data");
         let mut whole = defaults.clone();
         let mut values: BTreeMap<String, (Value, Origin)> =
@@ -128,11 +134,15 @@ impl Layers {
             let mut alone = defaults.clone();
             keys::put(&mut alone, &key, value.clone());
             if let Err(error) = serde_json::from_value::<T>(alone) {
-                return Err(failure::config(
-                    format!("{key} cannot be {value}"),
-                    format!("{error} ({origin})"),
-                    format!("change it in {origin}"),
-                ));
+                let (what, next) = (format!("{key} cannot be {value}"), format!("change it in {origin}"));
+                let is_number = default_of(&defaults, &key).is_some_and(Value::is_number);
+                let why = match T::range(&key) {
+                    // serde would name a type of Rust.
+                    Some(range) if is_number => format!("write a whole number, {range} ({origin})"),
+                    Some(range) => format!("{error}; {range} are possible ({origin})"),
+                    None => format!("{error} ({origin})"),
+                };
+                return Err(failure::config(what, why, next));
             }
             keys::put(&mut whole, &key, value.clone());
             values.insert(key, (value, origin));
@@ -166,6 +176,11 @@ impl<T> Loaded<T> {
         let changed = self.values.iter().filter(|(_, (_, origin))| *origin != Origin::Default);
         changed.map(|(key, (value, origin))| format!("{key} = {value} ({origin})"))
     }
+}
+
+/// The default of a key.
+fn default_of<'a>(defaults: &'a Value, key: &str) -> Option<&'a Value> {
+    key.split('.').try_fold(defaults, |place, part| place.get(part))
 }
 
 /// The text of a config file.

@@ -115,9 +115,16 @@ pub(crate) fn messaging(connection: &Connection) -> MessagingServiceClient<Conne
         .max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
-/// gRPC's codes that are a certain no, and RocketMQ's for them. The last is what a server says of a request larger than it decodes.
-const REFUSALS: [(tonic::Code, i32); 3] =
-    [(tonic::Code::Unimplemented, 50100), (tonic::Code::InvalidArgument, 40000), (tonic::Code::OutOfRange, 41300)];
+/// gRPC's codes that are a certain no, and RocketMQ's for them. The last two are what servers say of a request larger than they decode.
+const REFUSALS: [(tonic::Code, i32); 4] = [
+    (tonic::Code::Unimplemented, 50100),
+    (tonic::Code::InvalidArgument, 40000),
+    (tonic::Code::OutOfRange, 41300),
+    (tonic::Code::ResourceExhausted, 41300),
+];
+
+/// With this a server says that the same call may be taken later, so it was not done (gRPC's proposal A6).
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// Sorts a gRPC failure, and says whether the node was reached at all.
 fn sort_status(address: &str, status: &tonic::Status) -> (CallError, bool) {
@@ -128,10 +135,38 @@ fn sort_status(address: &str, status: &tonic::Status) -> (CallError, bool) {
             if error.sent { CallError::Unknown { code: 0, message } } else { CallError::NotNow { code: 0, message } };
         return (error, false);
     }
+    if status.code() == tonic::Code::ResourceExhausted && status.metadata().contains_key(PUSHBACK) {
+        return (CallError::NotNow { code: 42900, message }, true);
+    }
     let refusal = REFUSALS.iter().find(|(grpc, _)| *grpc == status.code());
     let error = match refusal {
         Some((_, code)) => CallError::Refused { code: *code, message },
         None => CallError::Unknown { code: 0, message },
     };
     (error, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::{Status, metadata::MetadataValue};
+
+    use super::*;
+
+    /// A request that was not read was not executed, whatever it is called; what is unknown stays unknown.
+    #[test]
+    fn a_request_that_is_too_large_is_refused_and_one_that_comes_too_early_may_be_repeated() {
+        let too_large = Status::resource_exhausted("the request is too large for this call");
+        let refused = |status: &Status| match sort_status("a:1", status).0 {
+            CallError::Refused { code, message } => Some((code, message.contains(status.message()))),
+            CallError::NotNow { .. } | CallError::Unknown { .. } | CallError::Config { .. } => None,
+        };
+        assert_eq!(refused(&too_large), Some((41300, true)));
+        assert_eq!(refused(&Status::out_of_range("too large")), Some((41300, true)));
+        let mut busy = Status::resource_exhausted("busy");
+        busy.metadata_mut().insert(PUSHBACK, MetadataValue::from_static("100"));
+        assert!(matches!(sort_status("a:1", &busy), (CallError::NotNow { code: 42900, .. }, true)));
+        for status in [Status::unavailable("x"), Status::internal("x"), Status::deadline_exceeded("x")] {
+            assert!(matches!(sort_status("a:1", &status).0, CallError::Unknown { .. }), "{status}");
+        }
+    }
 }

@@ -805,7 +805,7 @@ async fn answer(group: &Watching<Queueing>, desk: &Desk, request: &Bytes) -> Ans
     let Ok(request) = serde_json::from_slice::<Request>(request) else { return Answer::NotNow };
     if let Request::Lend { topic, queue, offset } = request {
         let from = replica::Spot { topic: TopicId(topic), queue: QueueId(queue), offset: QueueOffset(offset) };
-        return desk.replica.lend(from, LENT_MAX).map_or(Answer::NotNow, |records| Answer::Lent(records.to_vec()));
+        return Answer::Lent(desk.replica.lend(from, LENT_MAX).to_vec());
     }
     // Until everything from before this term is applied, log time and names are not known.
     if !group.leader().borrow().serving {

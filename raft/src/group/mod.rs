@@ -148,11 +148,11 @@ pub enum CallError {
 /// A node's part in the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Orders the log.
+    /// Orders the log, and a majority answers it.
     Leader,
     /// Votes and replicates.
     Follower,
-    /// Asks for votes.
+    /// Asks for votes, or has won them and is not answered by a majority (any more).
     Candidate,
     /// Replicates without a vote.
     Learner,
@@ -240,7 +240,8 @@ impl From<ConfigError> for StartError {
 impl From<CallFailure> for CallError {
     fn from(failure: CallFailure) -> Self {
         match failure {
-            CallFailure::NotSent(_) | CallFailure::Refused(_) => Self::NotSent(failure.to_string()),
+            CallFailure::NotSent(reason) => Self::NotSent(reason),
+            CallFailure::Refused(_) => Self::NotSent(failure.to_string()),
             CallFailure::Lost(reason) => Self::Unknown(reason),
         }
     }

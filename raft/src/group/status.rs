@@ -2,15 +2,18 @@
 
 use openraft::{ServerState, async_runtime::watch::WatchReceiver};
 
-use super::{GroupStatus, Inner, MemberStatus, Role};
+use super::{GroupStatus, Inner, LeaderView, MemberStatus, Role};
 use crate::{
     binding::from_raft,
     types::{LogIndex, NodeId, Term},
 };
 
-fn role(state: ServerState) -> Role {
+/// What openraft has the node for. A leader that no majority answers any more stays one there until somebody tells it of a higher term, so
+/// the view of who leads has a word too.
+fn role(state: ServerState, view: LeaderView, me: NodeId) -> Role {
     match state {
-        ServerState::Leader => Role::Leader,
+        ServerState::Leader if view.leader == Some(me) => Role::Leader,
+        ServerState::Leader => Role::Candidate,
         ServerState::Follower => Role::Follower,
         ServerState::Candidate => Role::Candidate,
         ServerState::Learner | ServerState::Shutdown => Role::Learner,
@@ -46,7 +49,7 @@ pub(super) fn status(inner: &Inner) -> GroupStatus {
 
     GroupStatus {
         id: inner.me,
-        role: role(server.state),
+        role: role(server.state, view, inner.me),
         term: Term(server.vote.leader_id.term),
         leader: view.leader,
         last: inner.log.last(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::{Cluster, POISON, SEGMENT, entry, host, simulate, until};
 use bytes::Bytes;
-use quorate_raft::{CallError, ProposeError, Role, StartError, TransferError, types::Position};
+use quorate_raft::{CallError, ProposeError, Role, StartError, TransferError, metrics::Value, types::Position};
 use tokio::time::Instant;
 
 #[test]
@@ -28,6 +28,25 @@ fn a_group_is_born_when_all_members_are_there_and_counts() {
             assert!(member.voter && member.alive, "{member:?}");
             assert_eq!(member.info.as_deref(), Some(format!("client-{}", member.id.number()).as_str()));
         }
+    });
+}
+
+/// openraft keeps a leader in its state for as long as nobody tells it of a higher term.
+#[test]
+fn an_old_leader_that_is_left_alone_says_that_it_leads_nobody() {
+    simulate(1, async {
+        let mut cluster = Cluster::born(3).await;
+        let leader = cluster.leader().await;
+        assert_eq!(cluster.group(leader).status().role, Role::Leader);
+        for other in (1..=3).filter(|number| *number != leader) {
+            cluster.kill(other);
+        }
+        until("it notices", || cluster.group(leader).status().role == Role::Candidate).await;
+        let roles = cluster.group(leader).metrics();
+        let roles = roles.iter().find(|family| family.metric.name == "quorate_raft_role").expect("it is told");
+        let is_leader = roles.samples.iter().find(|sample| sample.labels == ["leader"]).expect("it is told");
+        assert!(matches!(is_leader.value, Value::Number(0.0)), "{is_leader:?}");
+        assert_eq!(cluster.group(leader).status().leader, None);
     });
 }
 
