@@ -112,6 +112,8 @@ metrics! {
     committed: Counter = "rocketmq_commit_messages_total",
     /// Rollbacks that this leader answered OK, repeated ones included.
     rolled_back: Counter = "rocketmq_rollback_messages_total",
+    /// Dead letters that this leader stored in a topic again.
+    redriven: Counter = "quorate_broker_dead_letters_redriven_total",
     /// Receives that wait for messages on this node.
     parked: Gauge = "quorate_broker_receives_parked",
     /// Client connections open now.
@@ -151,6 +153,10 @@ declare_metrics! {
     MESSAGES_OUT = Counter "rocketmq_messages_out_total" ["topic", "consumer_group"];
     /// Bytes of their bodies.
     THROUGHPUT_OUT = Counter "rocketmq_throughput_out_total" ["topic", "consumer_group"];
+    /// Messages that this leader handed out once more, since nobody had acknowledged them in time.
+    REDELIVERIES = Counter "quorate_broker_redeliveries_total" ["topic", "consumer_group"];
+    /// Messages of the topic that this leader moved to the dead letters of the group.
+    DEAD_LETTERS = Counter "rocketmq_send_to_dlq_messages_total" ["topic", "consumer_group"];
     /// Messages that the group has not acknowledged; told by the leader only.
     CONSUMER_LAG = Gauge "rocketmq_consumer_lag_messages" ["topic", "consumer_group"];
     /// Messages that the group could receive now; told by the leader only.

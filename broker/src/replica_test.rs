@@ -140,7 +140,7 @@ impl Node {
         let name = TopicName::parse("t").expect("a name");
         let topic = PutTopic { name, queues: 2, kind: TopicKind::Any, auto: false, replace: false };
         let name = GroupName::parse("g").expect("a name");
-        let group = PutGroup { name, fifo: false, start: StartAt::First, auto: false, replace: false };
+        let group = PutGroup { name, fifo: false, start: StartAt::First, auto: false, replace: false, retry: None };
         self.apply(vec![Command::PutTopic(topic), Command::PutGroup(group)]);
     }
 
@@ -164,7 +164,8 @@ impl Node {
 
     fn receive_and_ack(&mut self, max: u16) {
         let (group, topic) = (GroupId(0), TopicId(0));
-        let receive = Receive { group, topic, max, invisible_ms: 5_000, first_queue: QueueId(0), attempt: None };
+        let receive =
+            Receive { group, topic, max, invisible_ms: 5_000, first_queue: QueueId(0), attempt: None, consumer: None };
         let replies = self.apply(vec![Command::Receive(receive)]);
         let Some(Reply::Received { deliveries }) = replies.first() else { panic!("{replies:?}") };
         let entries = deliveries.iter().skip(1).map(|delivery| delivery.handle).collect();

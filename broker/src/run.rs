@@ -33,6 +33,7 @@ use crate::{
     leader::{
         Leader, PeerClocks, RaftLog, TermClock,
         checks::Checker,
+        dead_letters::Undertaker,
         propose::{Proposer, ProposerTask},
         pump::Pump,
         timer::Timer,
@@ -359,6 +360,7 @@ impl Node {
         let producers = AskProducers { group: self.group.clone(), streams: self.service.producers.clone() };
         let checker = Checker { leader: self.leader.clone(), producers: Arc::new(producers) };
         tasks.spawn("checker", checker.run(leaving.clone()));
+        tasks.spawn("undertaker", Undertaker { leader: self.leader.clone() }.run(leaving.clone()));
         let registrar = Registrar {
             net: doors.net.clone(),
             group: self.group.clone(),

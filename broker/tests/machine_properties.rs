@@ -150,6 +150,7 @@ impl Pair {
                 invisible_ms,
                 first_queue: QueueId(first),
                 attempt: attempt.map(|attempt| AttemptKey::new(&attempt.to_string())),
+                consumer: None,
             }),
             Step::Ack { handle } => {
                 let handle = self.handle(handle)?;
@@ -189,7 +190,7 @@ fn put_topic(name: u8, queues: u16) -> Command {
 
 fn put_group(name: u8, start: StartAt) -> Command {
     let name = GroupName::parse(&format!("g{name}")).expect("a name");
-    Command::PutGroup(PutGroup { name, fifo: false, start, auto: false, replace: true })
+    Command::PutGroup(PutGroup { name, fifo: false, start, auto: false, replace: true, retry: None })
 }
 
 type Message = (GroupId, TopicId, QueueId, QueueOffset);
@@ -279,7 +280,7 @@ proptest! {
         for group in [GroupId(0), GroupId(1)] {
             for topic in [TopicId(0), TopicId(1)] {
                 loop {
-                    let receive = Receive { group, topic, max: 7, invisible_ms: 1, first_queue: QueueId(1), attempt: None };
+                    let receive = Receive { group, topic, max: 7, invisible_ms: 1, first_queue: QueueId(1), attempt: None , consumer: None};
                     let Reply::Received { deliveries } = pair.apply(Command::Receive(receive)) else { unreachable!() };
                     if deliveries.is_empty() {
                         break;

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use quorate_broker::machine::{
-    Ack, AttemptKey, ChangeInvisible, Chosen, Command, Delivery, GroupId, Handle, Machine, MessageGroup, PutGroup,
-    PutTopic, QueueId, QueueOffset, Receive, ReceiveScanned, Reply, Scan, Send, SendKey, StartAt, TopicId, TopicKind,
-    Verdict,
+    Ack, AttemptKey, ChangeInvisible, Chosen, Command, Delays, Delivery, GroupId, Handle, Machine, MessageGroup,
+    PutGroup, PutTopic, QueueId, QueueOffset, Receive, ReceiveScanned, Reply, Retry, Scan, Send, SendKey, StartAt,
+    TopicId, TopicKind, Verdict,
 };
 use quorate_proto::{
     names::{GroupName, TopicName},
@@ -72,7 +72,16 @@ impl World {
         let kind = TopicKind::Any;
         world.apply(Command::PutTopic(PutTopic { name, queues: QUEUES, kind, auto: false, replace: false }));
         let name = GroupName::parse("g").expect("a name");
-        world.apply(Command::PutGroup(PutGroup { name, fifo, start: StartAt::First, auto: false, replace: false }));
+        // More attempts than steps, so that nothing ends among the dead letters.
+        let retry = Retry::new(1000, Delays::usual(fifo)).ok();
+        world.apply(Command::PutGroup(PutGroup {
+            name,
+            fifo,
+            start: StartAt::First,
+            auto: false,
+            replace: false,
+            retry,
+        }));
         world
     }
 
@@ -155,7 +164,7 @@ impl World {
         around: (u64, u64),
     ) -> Vec<Delivery> {
         let first_queue = QueueId(first);
-        let receive = Receive { group: GROUP, topic: TOPIC, max, invisible_ms, first_queue, attempt };
+        let receive = Receive { group: GROUP, topic: TOPIC, max, invisible_ms, first_queue, attempt, consumer: None };
         let again = self.machine.again(GROUP, TOPIC, first_queue, self.now, usize::from(max));
         let verdict = |(queue, offset): (QueueId, QueueOffset)| Verdict {
             queue,

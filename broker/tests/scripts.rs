@@ -21,10 +21,11 @@ use std::{
 };
 
 use quorate_broker::machine::{
-    Ack, AttemptKey, Batch, Carry, ChangeInvisible, Checked, Chosen, Command, CommitOffset, DelayId, Deliver,
-    DropGroup, DropTopic, Effect, GroupId, HalfId, Handle, Machine, MessageGroup, PutGroup, PutTopic, QueueId,
-    QueueOffset, Recall, Receive, ReceiveScanned, Record, Refusal, Reply, ResetOffset, Resolution, Resolve, Scan, Send,
-    SendDelayed, SendHalf, SendKey, Serial, StartAt, TopicId, TopicKind, Verdict, Waiting, tag_hash,
+    Ack, AttemptKey, Batch, Carry, ChangeInvisible, Checked, Chosen, Command, CommitOffset, DeadLetter, DelayId,
+    Delays, Deliver, DropGroup, DropTopic, Effect, GiveBack, GroupId, HalfId, Handle, Machine, MessageGroup, PutGroup,
+    PutTopic, QueueId, QueueOffset, Recall, Receive, ReceiveScanned, Record, Redrive, Refusal, Reply, ResetOffset,
+    Resolution, Resolve, Retry, Scan, Send, SendDelayed, SendHalf, SendKey, Serial, StartAt, TopicId, TopicKind,
+    Verdict, Waiting, consumer, tag_hash,
 };
 use quorate_proto::{
     names::{GroupName, TopicName},
@@ -156,6 +157,13 @@ impl Stage {
                 start: if words.value("start") == Some("last") { StartAt::Last } else { StartAt::First },
                 auto: words.flag("auto"),
                 replace: words.flag("replace"),
+                retry: match words.number_or("attempts", 0)? {
+                    0 => None,
+                    attempts => {
+                        let retry = Retry::new(attempts, Delays::usual(words.flag("fifo")));
+                        Some(retry.map_err(|error| error.to_string())?)
+                    }
+                },
             }),
             "drop-topic" => Command::DropTopic(DropTopic { topic: self.topic(words.plain(0)?)? }),
             "drop-group" => Command::DropGroup(DropGroup { group: self.group(words.plain(0)?)? }),
@@ -186,6 +194,32 @@ impl Stage {
                 checks: words.number_or("checks", 0)?,
                 again_ms: words.value("again").map(millis).transpose()?,
             }),
+            "dead" => Command::DeadLetter(DeadLetter {
+                handle: self.handle(words.need("receipt")?, words)?,
+                forwarded: words.flag("forwarded"),
+                tag_hash: words.value("tag").map_or(0, tag_hash),
+                record: body(words),
+            }),
+            "redrive" => {
+                let (queue, offset) = queue_and_offset(words.plain(0)?)?;
+                Command::Redrive(Redrive {
+                    from: self.topic(words.need("from")?)?,
+                    queue,
+                    offset,
+                    to: self.topic(words.need("to")?)?,
+                    to_queue: QueueId(words.number_or("queue", 0)?),
+                    tag_hash: words.value("tag").map_or(0, tag_hash),
+                    record: body(words),
+                })
+            }
+            "give-back" => {
+                let receipts = words.pairs.iter().filter(|(key, _)| *key == "receipt");
+                Command::GiveBack(GiveBack {
+                    group: self.group(words.need("group")?)?,
+                    invisible_ms: millis(words.value("invisible").unwrap_or("0s"))?,
+                    entries: receipts.map(|(_, serial)| self.handle(serial, words)).collect::<Result<_, _>>()?,
+                })
+            }
             "receive" => self.receive(words)?,
             "ack" => {
                 let group = self.group(words.need("group")?)?;
@@ -219,6 +253,7 @@ impl Stage {
             invisible_ms: millis(words.value("invisible").unwrap_or("10s"))?,
             first_queue: QueueId(words.number_or("first", 0)?),
             attempt: words.value("attempt").map(AttemptKey::new),
+            consumer: words.value("by").and_then(consumer),
         };
         let scans: Vec<Scan> = words.values("scan").map(scan).collect::<Result<_, _>>()?;
         let verdicts: Vec<Verdict> = words.values("verdict").map(verdict).collect::<Result<_, _>>()?;
@@ -449,6 +484,17 @@ impl Stage {
                 let halves = machine.to_check(topic, now);
                 halves.map(move |(id, half)| format!("half={} #{topic} checks={}", id.0, half.checks))
             })),
+            "exhausted" => {
+                some(machine.exhausted((GroupId(0), TopicId(0)), now, 1000, 1000).0.into_iter().map(|dead| {
+                    let Handle { topic, group, queue, offset, serial, attempt } = dead.handle;
+                    let by = dead.consumer.map_or(String::new(), |consumer| format!(" by={consumer}"));
+                    format!("group #{group} topic #{topic} q{queue}@{offset} attempt={attempt} receipt={serial}{by}")
+                }))
+            }
+            "redriven" => {
+                let (queue, topic) = (QueueId(words.number_or("queue", 0)?), self.topic(words.need("topic")?)?);
+                format!("redriven {}", machine.redriven(topic, queue))
+            }
             "below" => {
                 let border = machine.border_below(Position(words.plain(1)?.parse().map_err(|_| "a position")?));
                 border.map_or("none".to_owned(), |border| format!("border {border}"))

@@ -32,6 +32,8 @@ use tonic::{Request, transport::Channel};
 
 #[path = "three_nodes/damaged_queues.rs"]
 mod damaged_queues;
+#[path = "three_nodes/dead_letters.rs"]
+mod dead_letters;
 #[path = "three_nodes/order_and_filters.rs"]
 mod order_and_filters;
 #[path = "three_nodes/transactions.rs"]

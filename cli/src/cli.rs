@@ -3,9 +3,9 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    bench::BenchCommand, broker::BrokerArgs, cluster::ClusterCommand, dev::DevCommand, doctor::DoctorCommand,
-    group::GroupCommand, health::HealthArgs, message::MessageCommand, namesrv::NamesrvArgs, output::Format,
-    topic::TopicCommand, transaction::TransactionCommand,
+    bench::BenchCommand, broker::BrokerArgs, cluster::ClusterCommand, dev::DevCommand, dlq::DlqCommand,
+    doctor::DoctorCommand, group::GroupCommand, health::HealthArgs, message::MessageCommand, namesrv::NamesrvArgs,
+    output::Format, topic::TopicCommand, transaction::TransactionCommand,
 };
 
 /// A message broker that speaks RocketMQ 5's protocol and keeps everything in one Raft log per broker group.
@@ -45,6 +45,9 @@ pub enum Command {
     /// List half messages that wait for their end, commit them and roll them back
     #[command(subcommand)]
     Transaction(TransactionCommand),
+    /// Look at messages that nobody gets again, and send them once more
+    #[command(subcommand)]
+    Dlq(DlqCommand),
     /// Look at the broker group
     #[command(subcommand)]
     Cluster(ClusterCommand),

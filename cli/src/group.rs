@@ -1,8 +1,14 @@
 //! `quorate group …`
 
+use std::time::Duration;
+
 use clap::Subcommand;
-use quorate_client::{Admin, AdminError, ConsumerGroup};
-use serde_json::json;
+use quorate_broker::{
+    config::units::{format_duration, parse_duration},
+    machine::{Delays, Retry as Checked},
+};
+use quorate_client::{Admin, AdminError, ConsumerGroup, ExponentialDelays, Retry};
+use serde_json::{Value, json};
 
 use crate::output::Answer;
 
@@ -16,6 +22,16 @@ pub enum GroupCommand {
         /// Messages of one message group are handed out in order, one after the other
         #[arg(long)]
         fifo: bool,
+        /// How often a message is handed out before it goes to the dead letters, the first time included [default: 17]
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        max_attempts: Option<u16>,
+        /// What push consumers wait between attempts: ladder (10s to 2h), ladder:10s,1m,…, exponential (5s,2h,2) or
+        /// exponential:FIRST,LONGEST,FACTOR [default: ladder, with --fifo ladder:3s]
+        #[arg(long, value_parser = parse_delays)]
+        retry: Option<Delays>,
+        /// Change the group if it exists with other settings; its progress stays
+        #[arg(long)]
+        replace: bool,
     },
     /// List all consumer groups
     List,
@@ -39,8 +55,10 @@ impl GroupCommand {
     /// Does it.
     pub async fn run(&self, admin: &Admin) -> Result<Answer, AdminError> {
         match self {
-            Self::Create { name, fifo } => {
-                admin.create_group(name, *fifo).await?;
+            Self::Create { name, fifo, max_attempts, retry, replace } => {
+                let wish = (max_attempts.is_some() || retry.is_some()).then(|| wish(*max_attempts, retry.as_ref()));
+                let group = ConsumerGroup { name: name.clone(), fifo: *fifo, created_ms: 0, retry: wish };
+                admin.put_group(group, *replace).await?;
                 let mut groups = admin.list_groups().await?;
                 groups.retain(|group| group.name == *name);
                 Ok(list(&groups))
@@ -54,14 +72,115 @@ impl GroupCommand {
     }
 }
 
+fn wish(max_attempts: Option<u16>, delays: Option<&Delays>) -> Retry {
+    let mut wish = Retry { max_attempts: max_attempts.unwrap_or(0).into(), ..Retry::default() };
+    match delays {
+        None => {}
+        Some(Delays::Ladder(steps)) => wish.ladder_ms = steps.clone(),
+        Some(Delays::Exponential { initial_ms, max_ms, factor_percent }) => {
+            let (initial_ms, max_ms, factor_percent) = (*initial_ms, *max_ms, u32::from(*factor_percent));
+            wish.exponential = Some(ExponentialDelays { initial_ms, max_ms, factor_percent });
+        }
+    }
+    wish
+}
+
+fn parse_delays(text: &str) -> Result<Delays, String> {
+    let (kind, rest) = text.split_once(':').map_or((text, None), |(kind, rest)| (kind, Some(rest)));
+    let ms = |text: &str| {
+        let duration = parse_duration(text).map_err(|error| format!("{text}: {error}"))?;
+        u64::try_from(duration.as_millis()).map_err(|_| format!("{text} is too long"))
+    };
+    let delays = match (kind, rest) {
+        ("ladder", None) => Delays::usual(false),
+        ("ladder", Some(steps)) => {
+            let steps = steps.split(',').filter(|step| !step.is_empty());
+            Delays::Ladder(steps.map(ms).collect::<Result<_, _>>()?)
+        }
+        ("exponential", None) => Delays::exponential(),
+        ("exponential", Some(rest)) => {
+            let parts: Vec<&str> = rest.split(',').collect();
+            let (first, longest, factor) = match parts[..] {
+                [first, longest] => (first, longest, "2"),
+                [first, longest, factor] => (first, longest, factor),
+                _ => return Err("write exponential:FIRST,LONGEST or exponential:FIRST,LONGEST,FACTOR".to_owned()),
+            };
+            let factor: f64 = factor.parse().map_err(|_| format!("the factor {factor} is no number"))?;
+            // Out of range stays out of range.
+            let factor_percent = (factor * 100.0).round().clamp(0.0, f64::from(u16::MAX)) as u16;
+            Delays::Exponential { initial_ms: ms(first)?, max_ms: ms(longest)?, factor_percent }
+        }
+        _ => return Err(format!("{kind} is neither ladder or exponential; write one of them")),
+    };
+    Checked::new(1, delays.clone()).map_err(|error| error.to_string())?;
+    Ok(delays)
+}
+
+/// As `--retry` takes it.
+fn retry(retry: &Retry) -> String {
+    let text = |ms: &u64| format_duration(Duration::from_millis(*ms));
+    match &retry.exponential {
+        Some(ExponentialDelays { initial_ms, max_ms, factor_percent }) => {
+            let factor = f64::from(*factor_percent) / 100.0;
+            format!("exponential:{},{},{factor}", text(initial_ms), text(max_ms))
+        }
+        None if Delays::Ladder(retry.ladder_ms.clone()) == Delays::usual(false) => "ladder".to_owned(),
+        None => format!("ladder:{}", retry.ladder_ms.iter().map(text).collect::<Vec<_>>().join(",")),
+    }
+}
+
 fn list(groups: &[ConsumerGroup]) -> Answer {
     let order = |group: &ConsumerGroup| if group.fifo { "fifo" } else { "any" };
+    let row = |group: &ConsumerGroup| {
+        let attempts = group.retry.as_ref().map(|retry| retry.max_attempts.to_string()).unwrap_or_default();
+        let delays = group.retry.as_ref().map(retry).unwrap_or_default();
+        vec![group.name.clone(), order(group).to_owned(), attempts, delays]
+    };
+    let object = |group: &ConsumerGroup| -> Value {
+        json!({
+            "name": group.name,
+            "fifo": group.fifo,
+            "created_ms": group.created_ms,
+            "max_attempts": group.retry.as_ref().map(|retry| retry.max_attempts),
+            "retry": group.retry.as_ref().map(retry),
+        })
+    };
     Answer {
-        header: vec!["GROUP", "ORDER"],
-        rows: groups.iter().map(|group| vec![group.name.clone(), order(group).to_owned()]).collect(),
-        json: groups
-            .iter()
-            .map(|group| json!({ "name": group.name, "fifo": group.fifo, "created_ms": group.created_ms }))
-            .collect(),
+        header: vec!["GROUP", "ORDER", "ATTEMPTS", "RETRY"],
+        rows: groups.iter().map(row).collect(),
+        json: groups.iter().map(object).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_are_shown_as_they_are_written() {
+        for text in ["ladder", "ladder:3s", "ladder:10s,1m,2h", "exponential:5s,2h,2", "exponential:500ms,9s,1.5"] {
+            let delays = parse_delays(text).expect("legal");
+            assert_eq!(retry(&wish(Some(3), Some(&delays))), text);
+        }
+        assert_eq!(parse_delays("exponential"), Ok(Delays::exponential()));
+        assert_eq!(retry(&wish(None, Some(&Delays::exponential()))), "exponential:5s,2h,2");
+    }
+
+    #[test]
+    fn delays_that_cannot_be_are_refused_with_what_to_write() {
+        for (text, part) in [
+            ("steps", "ladder or exponential"),
+            ("ladder:", "1 to 32 delays"),
+            ("ladder:0s", "1ms to 12h"),
+            ("ladder:13h", "1ms to 12h"),
+            ("ladder:fast", "fast"),
+            ("exponential:1s", "exponential:FIRST,LONGEST"),
+            ("exponential:1s,2s,0.5", "factor"),
+            ("exponential:1s,2s,x", "x is no number"),
+            ("exponential:3s,2s", "shorter than the first"),
+        ] {
+            let error = parse_delays(text).expect_err("illegal");
+            assert!(error.contains(part), "{text}: {error}");
+        }
     }
 }

@@ -8,6 +8,7 @@ mod cli;
 mod cluster;
 mod config;
 mod dev;
+mod dlq;
 mod doctor;
 mod failure;
 mod group;
@@ -76,6 +77,14 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             print(cli, answer.map_err(failed)?)
         }),
         Command::Transaction(command) => on(1, async {
+            let failed = called(command.purpose());
+            let answer = match client(endpoints) {
+                Ok(client) => command.run(&client.admin()).await,
+                Err(error) => Err(error),
+            };
+            print(cli, answer.map_err(failed)?)
+        }),
+        Command::Dlq(command) => on(1, async {
             let failed = called(command.purpose());
             let answer = match client(endpoints) {
                 Ok(client) => command.run(&client.admin()).await,

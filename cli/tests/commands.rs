@@ -10,7 +10,9 @@ use nodes::{Role, broker, config, quorate, run, run_until_fine, said};
 fn help_is_no_error_and_wrong_usage_is_code_two() {
     let (code, out, _) = said(&run(&["--help"]));
     assert_eq!(code, 0);
-    for command in ["broker", "namesrv", "health", "dev", "topic", "group", "cluster", "doctor", "message", "bench"] {
+    for command in
+        ["broker", "namesrv", "health", "dev", "topic", "group", "dlq", "cluster", "doctor", "message", "bench"]
+    {
         assert!(out.contains(command), "{out}");
     }
     assert_eq!(said(&run(&["topic", "create"])).0, 2);
@@ -99,6 +101,15 @@ fn numbers_that_make_no_sense_are_wrong_usage_with_the_range() {
         (&["topic", "create", "t", "--queues", "0"], "1..=1024"),
         (&["message", "receive", "t", "--group", "g", "--max", "0"], "1..=65535"),
         (&["cluster", "status", "--watch=0"], "0.1 to 86400"),
+        (&["group", "create", "g", "--max-attempts", "0"], "1..=1000"),
+        (&["group", "create", "g", "--retry", "ladder:"], "1 to 32 delays"),
+        (&["group", "create", "g", "--retry", "ladder:10s,x"], "x"),
+        (&["group", "create", "g", "--retry", "exponential:5s"], "exponential:FIRST,LONGEST"),
+        (&["group", "create", "g", "--retry", "exponential:5s,1s"], "shorter than the first"),
+        (&["group", "create", "g", "--retry", "quadratic"], "ladder or exponential"),
+        (&["dlq", "redrive", "g", "--rate", "0"], "1..=100000"),
+        (&["dlq", "redrive", "g", "--max", "0"], "1.."),
+        (&["dlq", "show", "g", "--since", "yesterday"], "yesterday"),
         (&["cluster", "status", "--watch=-1"], "0.1 to 86400"),
         (&["cluster", "status", "--watch=nan"], "0.1 to 86400"),
     ] {

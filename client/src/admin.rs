@@ -107,8 +107,16 @@ impl Admin {
     /// # Errors
     /// `Refused` if it exists with other settings or the name is not one.
     pub async fn create_group(&self, name: &str, fifo: bool) -> Result<(), AdminError> {
-        let group = admin::ConsumerGroup { name: name.to_owned(), fifo, created_ms: 0 };
-        let request = admin::CreateGroupRequest { group: Some(group) };
+        let group = admin::ConsumerGroup { name: name.to_owned(), fifo, ..admin::ConsumerGroup::default() };
+        self.put_group(group, false).await
+    }
+
+    /// Creates a consumer group with all its settings, or with `replace` changes one that exists with others; its progress stays.
+    ///
+    /// # Errors
+    /// `Refused` if it exists with other settings, the name is not one, or a setting is out of range.
+    pub async fn put_group(&self, group: admin::ConsumerGroup, replace: bool) -> Result<(), AdminError> {
+        let request = admin::CreateGroupRequest { group: Some(group), replace };
         let outcome: Result<admin::Outcome, AdminError> = call!(self, create_group(request), repeat: false, Some);
         outcome.map(drop)
     }
@@ -164,6 +172,58 @@ impl Admin {
         let request = admin::EndTransactionRequest { transaction_id: transaction_id.to_owned(), commit };
         let outcome: Result<admin::Outcome, AdminError> = call!(self, end_transaction(request), repeat: true, Some);
         outcome.map(drop)
+    }
+
+    /// The consumer groups with dead letters, by name.
+    ///
+    /// # Errors
+    /// Only what keeps a call from being answered.
+    pub async fn list_dead_letters(&self) -> Result<Vec<admin::DeadLetterTopic>, AdminError> {
+        let answer: Result<admin::ListDeadLettersResponse, AdminError> = call!(
+            self,
+            list_dead_letters(admin::ListDeadLettersRequest {}),
+            repeat: true,
+            |answer: &'_ admin::ListDeadLettersResponse| answer.outcome.clone()
+        );
+        let mut topics = answer?.topics;
+        topics.sort_by(|a, b| a.group.cmp(&b.group));
+        Ok(topics)
+    }
+
+    /// Some dead letters of a group, in the order in which they died. One call looks at a bounded number: if there may be `more`, go on
+    /// behind `last`.
+    ///
+    /// # Errors
+    /// `Refused` with 40403 if there is no such group, with 40400 if it has never had a dead letter.
+    pub async fn show_dead_letters(
+        &self,
+        request: admin::ShowDeadLettersRequest,
+    ) -> Result<admin::ShowDeadLettersResponse, AdminError> {
+        call!(self, show_dead_letters(request), repeat: true, |answer: &'_ admin::ShowDeadLettersResponse| answer
+            .outcome
+            .clone())
+    }
+
+    /// Stores dead letters of a group in a topic again, each at most once for ever: in `to`, or where each came from. One result per place,
+    /// in order; what was redriven before says so, whoever did it.
+    ///
+    /// # Errors
+    /// `Refused` as [`Self::show_dead_letters`]. After `Unknown` some may have been redriven: ask again.
+    pub async fn redrive_dead_letters(
+        &self,
+        group: &str,
+        places: Vec<admin::DeadLetterPlace>,
+        to: Option<&str>,
+    ) -> Result<Vec<admin::Redriven>, AdminError> {
+        let to = to.unwrap_or_default().to_owned();
+        let request = admin::RedriveDeadLettersRequest { group: group.to_owned(), places, to };
+        let answer: Result<admin::RedriveDeadLettersResponse, AdminError> = call!(
+            self,
+            redrive_dead_letters(request),
+            repeat: true,
+            |answer: &'_ admin::RedriveDeadLettersResponse| answer.outcome.clone()
+        );
+        Ok(answer?.results)
     }
 
     /// The addresses that clients are given for a topic, each once, in the order of its route. Asked anew each time, and answered by name

@@ -48,6 +48,7 @@ pub use quorate_proto::time::Timestamp;
 
 /// What operators ask for and get, as the wire has it.
 pub use quorate_proto::admin::{
-    ClusterStatusResponse, ConsumerGroup, LeaderChange, ListTransactionsResponse, NodeHistory, NodeStatus, Queue,
-    Topic, TopicType, Transaction as WaitingTransaction,
+    ClusterStatusResponse, ConsumerGroup, DeadLetter, DeadLetterPlace, DeadLetterTopic, ExponentialDelays,
+    LeaderChange, ListTransactionsResponse, NodeHistory, NodeStatus, Outcome, Queue, Redriven, Retry,
+    ShowDeadLettersRequest, ShowDeadLettersResponse, Topic, TopicType, Transaction as WaitingTransaction,
 };

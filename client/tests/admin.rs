@@ -3,7 +3,7 @@
 mod fake;
 
 use fake::{Answer, Cluster};
-use quorate_client::{AdminError, TopicType};
+use quorate_client::{AdminError, DeadLetterPlace, ShowDeadLettersRequest, TopicType};
 use tokio::time::Instant;
 
 const THREE: [&str; 3] = ["10.0.0.1:1", "10.0.0.2:2", "10.0.0.3:3"];
@@ -38,6 +38,23 @@ async fn a_change_is_repeated_only_if_it_certainly_had_no_effect() {
     cluster.say([Answer::Code(40403)]);
     assert!(matches!(admin.delete_group("g").await, Err(AdminError::Refused { code: 40403, .. })));
     admin.create_group("g", true).await.unwrap();
+}
+
+/// What was redriven is known to the broker, so an unknown outcome is asked for again.
+#[tokio::test(start_paused = true)]
+async fn a_redrive_is_repeated_until_it_is_known_what_became_of_it() {
+    let cluster = Cluster::start(&THREE);
+    let admin = cluster.client(&THREE.join(";")).admin();
+    cluster.say([Answer::Code(50402), Answer::Code(50002), Answer::Fine]);
+    let place = DeadLetterPlace { queue: 0, offset: 7 };
+    let results = admin.redrive_dead_letters("g", vec![place], None).await.unwrap();
+    assert_eq!((results.len(), results[0].place), (1, Some(place)));
+    assert_eq!(cluster.calls_of("redrive_dead_letters").len(), 3);
+    let groups = admin.list_dead_letters().await.unwrap();
+    assert_eq!(groups.iter().map(|topic| topic.group.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    cluster.say([Answer::Code(40400)]);
+    let asked = admin.show_dead_letters(ShowDeadLettersRequest { group: "g".into(), ..Default::default() });
+    assert!(matches!(asked.await, Err(AdminError::Refused { code: 40400, .. })));
 }
 
 #[tokio::test(start_paused = true)]

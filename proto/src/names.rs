@@ -24,6 +24,9 @@ pub const SYSTEM_TOPICS: [&str; 10] = [
     "CHECKPOINT_TOPIC",
 ];
 
+/// What the name of a topic of dead letters begins with; the name of their consumer group follows.
+pub const DEAD_LETTER_PREFIX: &str = "%DLQ%";
+
 /// Why a name is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -130,6 +133,16 @@ impl TopicName {
             return Err(NameError::Reserved { name: name.to_owned() });
         }
         Ok(Self(name.into()))
+    }
+
+    /// The topic of a consumer group's dead letters.
+    pub fn dead_letters(group: &GroupName) -> Self {
+        Self(format!("{DEAD_LETTER_PREFIX}{group}").into())
+    }
+
+    /// Whether it is a topic of dead letters; then the consumer group's name.
+    pub fn dead_letters_of(&self) -> Option<&str> {
+        self.0.strip_prefix(DEAD_LETTER_PREFIX)
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
+use quorate_proto::admin;
 
 use super::{Failure, Leader};
 
@@ -116,6 +117,12 @@ calls! {
     // How a transaction ended is remembered; a repeat is answered like the first.
     50 EndTransaction -> Done by end_transaction, repeatable: true;
     51 ListTransactions -> Transactions by list_transactions, repeatable: true;
+    // A message that is done is answered OK.
+    60 ForwardToDeadLetters -> Done by forward_to_dead_letters, repeatable: true;
+    61 ListDeadLetters -> DeadLetterTopics by list_dead_letters, repeatable: true;
+    62 ShowDeadLetters -> DeadLetters by show_dead_letters, repeatable: true;
+    // What was redriven is known; a repeat says so.
+    63 RedriveDeadLetters -> RedrivenSome by redrive_dead_letters, repeatable: true;
 }
 
 /// Store messages of one topic.
@@ -236,6 +243,165 @@ pub(crate) struct TransactionDetail {
     pub size: u32,
     #[prost(string, repeated, tag = "8")]
     pub keys: Vec<String>,
+}
+
+/// A consumer gives a message up.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ForwardToDeadLetters {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(string, tag = "2")]
+    pub topic: String,
+    #[prost(string, tag = "3")]
+    pub handle: String,
+    #[prost(string, tag = "4")]
+    pub client_id: String,
+    /// How often it was worked on, as its consumer counts.
+    #[prost(uint32, tag = "5")]
+    pub attempts: u32,
+}
+
+/// The dead letter topics.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ListDeadLetters {}
+
+/// The dead letter topics.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct DeadLetterTopics {
+    #[prost(message, repeated, tag = "1")]
+    pub topics: Vec<DeadLetterTopic>,
+}
+
+/// One of them.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct DeadLetterTopic {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(string, tag = "2")]
+    pub topic: String,
+    /// Those kept.
+    #[prost(uint64, tag = "3")]
+    pub letters: u64,
+    /// Those of them that were redriven.
+    #[prost(uint64, tag = "4")]
+    pub redriven: u64,
+}
+
+/// Dead letters of a group; an empty text means any.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ShowDeadLetters {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    /// Where it came from.
+    #[prost(string, tag = "2")]
+    pub topic: String,
+    #[prost(string, tag = "3")]
+    pub key: String,
+    #[prost(string, tag = "4")]
+    pub tag: String,
+    #[prost(string, tag = "5")]
+    pub message_id: String,
+    /// Log time of its death: from here on, and before there.
+    #[prost(uint64, optional, tag = "6")]
+    pub since_ms: Option<u64>,
+    #[prost(uint64, optional, tag = "7")]
+    pub until_ms: Option<u64>,
+    /// Behind this one.
+    #[prost(message, optional, tag = "8")]
+    pub after: Option<DeadLetterPlace>,
+    /// Most of them.
+    #[prost(uint32, tag = "9")]
+    pub max: u32,
+}
+
+/// Where a message stands in a topic.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct DeadLetterPlace {
+    #[prost(uint32, tag = "1")]
+    pub queue: u32,
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+}
+
+/// Some dead letters.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct DeadLetters {
+    #[prost(message, repeated, tag = "1")]
+    pub letters: Vec<DeadLetterDetail>,
+    /// There may be more behind `last`.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+    /// The last one looked at.
+    #[prost(message, optional, tag = "3")]
+    pub last: Option<DeadLetterPlace>,
+}
+
+/// One dead letter. `topic` and what follows is where it came from.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct DeadLetterDetail {
+    #[prost(message, optional, tag = "1")]
+    pub place: Option<DeadLetterPlace>,
+    #[prost(string, tag = "2")]
+    pub message_id: String,
+    #[prost(string, repeated, tag = "3")]
+    pub keys: Vec<String>,
+    #[prost(string, tag = "4")]
+    pub tag: String,
+    #[prost(uint64, tag = "5")]
+    pub body_bytes: u64,
+    #[prost(uint64, tag = "6")]
+    pub died_ms: u64,
+    #[prost(bool, tag = "7")]
+    pub redriven: bool,
+    #[prost(string, tag = "8")]
+    pub topic: String,
+    #[prost(uint64, tag = "9")]
+    pub queue: u64,
+    #[prost(uint64, tag = "10")]
+    pub offset: u64,
+    #[prost(uint64, tag = "11")]
+    pub sent_ms: u64,
+    #[prost(uint64, tag = "12")]
+    pub attempts: u64,
+    #[prost(string, tag = "13")]
+    pub reason: String,
+    #[prost(string, tag = "14")]
+    pub consumer: String,
+}
+
+/// Store dead letters in a topic again.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct RedriveDeadLetters {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(message, repeated, tag = "2")]
+    pub places: Vec<DeadLetterPlace>,
+    /// The topic; empty for each one's own.
+    #[prost(string, tag = "3")]
+    pub to: String,
+}
+
+/// One result per place, in order.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct RedrivenSome {
+    #[prost(message, repeated, tag = "1")]
+    pub results: Vec<RedrivenOne>,
+}
+
+/// Where the message stands now, or why it does not.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct RedrivenOne {
+    #[prost(message, optional, tag = "1")]
+    pub no: Option<No>,
+    /// It was redriven before.
+    #[prost(bool, tag = "2")]
+    pub before: bool,
+    #[prost(string, tag = "3")]
+    pub topic: String,
+    #[prost(message, optional, tag = "4")]
+    pub place: Option<DeadLetterPlace>,
+    #[prost(string, tag = "5")]
+    pub message_id: String,
 }
 
 /// Take a delayed message back.
@@ -438,6 +604,12 @@ pub(crate) struct CreateGroup {
     pub name: String,
     #[prost(bool, tag = "2")]
     pub fifo: bool,
+    /// Without it as RocketMQ does.
+    #[prost(message, optional, tag = "3")]
+    pub retry: Option<admin::Retry>,
+    /// Change the group if it exists and differs.
+    #[prost(bool, tag = "4")]
+    pub replace: bool,
 }
 
 /// Remove a topic and everything it holds.
@@ -514,6 +686,8 @@ pub(crate) struct GroupDetail {
     pub fifo: bool,
     #[prost(uint64, tag = "3")]
     pub created_ms: u64,
+    #[prost(message, optional, tag = "4")]
+    pub retry: Option<admin::Retry>,
 }
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ use crate::{
 
 /// How soon a receive looks again when a plan came to nothing, so that no mistake of planning becomes a busy loop.
 pub(super) const SECOND_LOOK: Duration = Duration::from_millis(100);
+/// How long a message rests that was handed out and could not be read.
+const UNREAD: Duration = Duration::from_secs(5);
 
 impl Leader {
     /// Stores messages of one topic in their order: each ordered one in the queue of its message group, all others in one queue.
@@ -106,7 +108,7 @@ impl Leader {
                 let handle = TransactionHandle { topic, id };
                 SentOne { transaction_id: handle.to_text(self.cluster), ..SentOne::default() }
             }
-            Reply::Refused(refusal) => SentOne { no: Some((self.to_no)(refusal)), ..SentOne::default() },
+            Reply::Refused(refusal) => SentOne { no: Some((self.to_no)(refusal.into())), ..SentOne::default() },
             reply @ (Reply::Received { .. }
             | Reply::Acked { .. }
             | Reply::Changed { .. }
@@ -166,6 +168,7 @@ impl Leader {
                     invisible_ms: call.invisible_ms,
                     first_queue: claim.first_queue,
                     attempt: Some(attempt),
+                    consumer: machine::consumer(&call.client_id),
                 });
                 let received = self.hand_out(command, topic, group).await?;
                 if !received.deliveries.is_empty() {
@@ -208,9 +211,12 @@ impl Leader {
         let records = self.shared.records(topic.id, &places).map_err(|error| Failure::Unreadable(error.to_string()))?;
         let mut bytes = 0;
         let mut received = Received { deliveries: Vec::with_capacity(deliveries.len()), now_ms: now.0 };
-        let mut excess = Vec::new();
+        let (mut excess, mut unread) = (Vec::new(), Vec::new());
         for (delivery, found) in deliveries.into_iter().zip(records) {
-            let Some(record) = self.recovered(found).await? else { continue };
+            let Some(record) = self.recovered(found).await? else {
+                unread.push(delivery);
+                continue;
+            };
             bytes += record.bytes.len() as u64;
             if bytes > self.config.limits.receive_bytes_max && !received.deliveries.is_empty() {
                 excess.push(delivery);
@@ -226,7 +232,13 @@ impl Leader {
                 record: record.bytes,
             });
         }
-        self.give_back(group.id, excess);
+        let retries = received.deliveries.iter().filter(|delivered| delivered.attempt > 1).count() as u64;
+        if retries > 0 {
+            self.count_retries(topic.id, group.id, retries);
+        }
+        self.give_back(group.id, excess, Duration::ZERO);
+        // Until retention has been applied here too, or a node is back that has the message.
+        self.give_back(group.id, unread, UNREAD);
         Ok(received)
     }
 
@@ -247,22 +259,44 @@ impl Leader {
         }
     }
 
-    /// Shows deliveries again that did not fit the answer. Their attempt has been counted; if this is not taken, they come back
-    /// when their time runs out.
-    fn give_back(&self, group: GroupId, excess: Vec<Delivery>) {
-        if excess.is_empty() {
+    /// Takes deliveries back that are not in the answer, so that they do not count as attempts; they stay hidden for `hidden`. If this is not
+    /// taken, they come back when their time runs out, and have counted.
+    fn give_back(&self, group: GroupId, deliveries: Vec<Delivery>, hidden: Duration) {
+        if deliveries.is_empty() {
             return;
         }
-        let show = |delivery: Delivery| {
-            Command::ChangeInvisible(machine::ChangeInvisible {
-                group,
-                handle: delivery.handle,
-                invisible_ms: 0,
-                renew: false,
-            })
-        };
-        if let Err(error) = self.proposer.submit(excess.into_iter().map(show).collect()) {
-            warn!(%error, "deliveries that did not fit an answer stay hidden until their time runs out");
+        let entries = deliveries.into_iter().map(|delivery| delivery.handle).collect();
+        let given = machine::GiveBack { group, invisible_ms: milliseconds(hidden), entries };
+        if let Err(error) = self.proposer.submit(vec![Command::GiveBack(given)]) {
+            warn!(%error, "deliveries that are not in an answer stay hidden until their time runs out");
+        }
+    }
+
+    fn count_retries(&self, topic: TopicId, group: GroupId, retries: u64) {
+        let names = self.shared.read(|machine| {
+            Some((machine.topic_by_id(topic)?.name().clone(), machine.group_by_id(group)?.name().clone()))
+        });
+        if let Some((topic, group)) = names {
+            self.metrics.detail.traffic.retried(topic.as_str(), group.as_str(), retries);
+        }
+    }
+
+    /// A message of a queue, from this disk or another. `None` if retention has passed it.
+    ///
+    /// # Errors
+    /// The disk's, or no node has the message now.
+    pub(super) async fn stored_at(
+        &self,
+        topic: TopicId,
+        queue: QueueId,
+        offset: machine::QueueOffset,
+    ) -> Result<Option<StoredRecord>, Failure> {
+        let found = self.shared.record(topic, queue, offset);
+        let found = found.map_err(|error| Failure::Unreadable(error.to_string()))?;
+        let gone = found == Found::Gone;
+        match self.recovered(found).await? {
+            None if !gone => Err(Failure::Unreadable("no node has it now".into())),
+            record => Ok(record),
         }
     }
 
@@ -288,7 +322,12 @@ impl Leader {
                 *result = applied.err();
             }
         }
-        Ok(Acked { results: results.into_iter().map(|refusal| AckedOne { no: refusal.map(self.to_no) }).collect() })
+        Ok(Acked {
+            results: results
+                .into_iter()
+                .map(|refusal| AckedOne { no: refusal.map(|refusal| (self.to_no)(refusal.into())) })
+                .collect(),
+        })
     }
 
     /// Hides a delivery for another time and gives its new receipt.
@@ -320,7 +359,7 @@ impl Leader {
     }
 
     /// A receipt handle that belongs to the topic and group of its call.
-    fn handle(&self, text: &str, topic: TopicId, group: GroupId) -> Result<Handle, Refusal> {
+    pub(super) fn handle(&self, text: &str, topic: TopicId, group: GroupId) -> Result<Handle, Refusal> {
         let handle = Handle::parse(text, self.cluster)?;
         if handle.topic == topic && handle.group == group { Ok(handle) } else { Err(Refusal::ReceiptInvalid) }
     }

@@ -10,13 +10,16 @@
 pub(crate) mod calls;
 pub(crate) mod checks;
 pub(crate) mod clock;
+pub(crate) mod dead_letters;
 pub(crate) mod filter;
+pub(crate) mod letter;
 pub(crate) mod mend;
 mod messages;
 mod names;
 mod planner;
 pub(crate) mod propose;
 pub(crate) mod pump;
+mod redrive;
 pub(crate) mod rescue;
 mod scanned;
 mod term;
@@ -32,7 +35,7 @@ pub(crate) use self::term::{PeerClocks, RaftLog, TermClock};
 use self::{mend::Mending, planner::Planner, propose::Proposer};
 use crate::{
     config::{BrokerConfig, units::format_duration},
-    machine::{ClusterHash, Refusal, Reply, TopicKind},
+    machine::{ClusterHash, Refusal, Reply, RetryError, TopicKind},
     metrics::Metrics,
     replica::{Applied, Replica, Shared},
 };
@@ -68,6 +71,15 @@ pub(crate) enum Failure {
     /// The filter cannot be read.
     #[error("{0}")]
     Filter(filter::FilterError),
+    /// Retry settings out of range.
+    #[error("{0}")]
+    Retry(RetryError),
+    /// The consumer group has never had a dead letter.
+    #[error("the consumer group has no dead letters")]
+    NoDeadLetters,
+    /// A message of a dead letter topic that somebody sent there.
+    #[error("the message does not say where it came from, since it was sent here; say where it is to go (--to)")]
+    NoOrigin,
     /// A message is stored and could not be read.
     #[error("a stored message could not be read: {0}")]
     Unreadable(String),
@@ -85,8 +97,8 @@ impl From<ProposeError> for Failure {
     }
 }
 
-/// Turns the machine's "no" about one entry into code and text. Lives in `service`, where the table of codes is.
-pub(crate) type ToNo = fn(Refusal) -> calls::No;
+/// Turns the "no" about one entry into code and text. Lives in `service`, where the table of codes is.
+pub(crate) type ToNo = fn(Failure) -> calls::No;
 
 /// Executes calls on the node that leads.
 pub(crate) struct Leader {

@@ -3,7 +3,10 @@
 //! Listings confirm the leadership first, so that what was answered before is in them; lookups for a send or receive need not,
 //! because the command that follows is checked by the machine.
 
-use quorate_proto::names::{GroupName, TopicName};
+use quorate_proto::{
+    admin,
+    names::{GroupName, TopicName},
+};
 
 use super::{
     Failure, Leader,
@@ -16,7 +19,8 @@ use super::{
 use crate::{
     config::Start,
     machine::{
-        self, Command, GroupId, Machine, PutGroup, PutTopic, QueueId, Refusal, Reply, StartAt, TopicId, TopicKind,
+        self, Command, Delays, GroupId, Machine, PutGroup, PutTopic, QueueId, Refusal, Reply, Retry, RetryError,
+        StartAt, TopicId, TopicKind,
     },
 };
 
@@ -77,7 +81,7 @@ impl Leader {
         if !self.config.groups.auto_create {
             return Err(Refusal::GroupNotFound.into());
         }
-        let put = PutGroup { name, fifo: false, start: self.start(), auto: true, replace: false };
+        let put = PutGroup { name, fifo: false, start: self.start(), auto: true, replace: false, retry: None };
         match self.propose_one(Command::PutGroup(put)).await? {
             (Reply::Group { id }, _) => Ok(GroupFacts { id, fifo: self.shared.read(|m| is_fifo(m, id)) }),
             (reply, _) => mismatched(&reply),
@@ -109,7 +113,9 @@ impl Leader {
     /// Makes a consumer group by hand; one that exists and looks the same is the answer too.
     pub async fn create_group(&self, call: &CreateGroup) -> Result<Done, Failure> {
         let name = group_name(&call.name)?;
-        let put = PutGroup { name, fifo: call.fifo, start: self.start(), auto: false, replace: false };
+        let retry = call.retry.as_ref().map(|wish| retry_of(call.fifo, wish)).transpose().map_err(Failure::Retry)?;
+        let (fifo, start, replace) = (call.fifo, self.start(), call.replace);
+        let put = PutGroup { name, fifo, start, auto: false, replace, retry };
         self.propose_one(Command::PutGroup(put)).await.map(|_| Done {})
     }
 
@@ -147,6 +153,7 @@ impl Leader {
             name: group.name().to_string(),
             fifo: group.is_fifo(),
             created_ms: group.created().0,
+            retry: Some(wish_of(group.retry())),
         };
         Ok(Groups { groups: self.shared.read(|machine| machine.groups().map(detail).collect()) })
     }
@@ -173,7 +180,37 @@ fn group_name(name: &str) -> Result<GroupName, Refusal> {
     GroupName::parse(name).map_err(|_| Refusal::GroupNotFound)
 }
 
-fn topic_facts(topic: &machine::Topic) -> TopicFacts {
+/// Retry settings as an operator wishes them: what is left out is as RocketMQ has it.
+fn retry_of(fifo: bool, wish: &admin::Retry) -> Result<Retry, RetryError> {
+    let max_attempts = match wish.max_attempts {
+        0 => Retry::usual(fifo).max_attempts(),
+        attempts => u16::try_from(attempts).map_err(|_| RetryError::Attempts)?,
+    };
+    let delays = match &wish.exponential {
+        Some(admin::ExponentialDelays { initial_ms, max_ms, factor_percent }) => Delays::Exponential {
+            initial_ms: *initial_ms,
+            max_ms: *max_ms,
+            factor_percent: u16::try_from(*factor_percent).map_err(|_| RetryError::Factor)?,
+        },
+        None if wish.ladder_ms.is_empty() => Delays::usual(fifo),
+        None => Delays::Ladder(wish.ladder_ms.clone()),
+    };
+    Retry::new(max_attempts, delays)
+}
+
+fn wish_of(retry: &Retry) -> admin::Retry {
+    let max_attempts = retry.max_attempts().into();
+    match retry.delays() {
+        Delays::Ladder(steps) => admin::Retry { max_attempts, ladder_ms: steps.clone(), exponential: None },
+        Delays::Exponential { initial_ms, max_ms, factor_percent } => {
+            let (initial_ms, max_ms, factor_percent) = (*initial_ms, *max_ms, u32::from(*factor_percent));
+            let exponential = Some(admin::ExponentialDelays { initial_ms, max_ms, factor_percent });
+            admin::Retry { max_attempts, ladder_ms: Vec::new(), exponential }
+        }
+    }
+}
+
+pub(super) fn topic_facts(topic: &machine::Topic) -> TopicFacts {
     TopicFacts { id: topic.id(), queues: topic.queues(), kind: topic.kind() }
 }
 

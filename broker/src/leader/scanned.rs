@@ -122,6 +122,7 @@ impl Leader {
             invisible_ms: call.invisible_ms,
             first_queue: machine::QueueId(0),
             attempt: Some(AttemptKey::new(&call.attempt_id)),
+            consumer: machine::consumer(&call.client_id),
         };
         let mut leadership = self.group.leader();
         let (mut parked, mut tries) = (None, 0);

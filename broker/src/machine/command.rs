@@ -8,10 +8,14 @@
 //! command   kind (1) | fields in the order of the struct
 //! Send      topic 4 | queue 2 | key 16 | body crc32c 4 | tag hash 8 | record size 4 | record crc32c 4 | stamp 8 | record
 //! Deliver   due 8 | number 8 | record size 4 | record crc32c 4 | stamp 8 | record       (Carry: the same behind a byte of kind)
+//! DeadLetter  handle 30 | forwarded 1 | tag hash 8 | record as in Deliver
+//! Redrive   topic 4 | queue 2 | offset 8 | topic 4 | queue 2 | tag hash 8 | record as in Deliver
 //! Resolve   number 8 | topic 4 | resolution 1 | 0, or 1 and a record as in Deliver
 //! ```
 //! Crc and stamp stand before every record, so that a consume queue's pointer leads to the record, to the proof that it is sound and
 //! to its store time without reading the head of the batch. `decode` never panics; records are slices of the input, not copies.
+
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quorate_proto::{
@@ -25,6 +29,7 @@ use super::{
     feature::{
         delay::DelayId,
         pop::AttemptKey,
+        retry::Retry,
         transaction::{HalfId, Resolution},
     },
     handle::Handle,
@@ -53,6 +58,16 @@ const CARRY: u8 = 18;
 const SEND_HALF: u8 = 19;
 const RESOLVE: u8 = 20;
 const CHECKED: u8 = 21;
+const DEAD_LETTER: u8 = 22;
+const REDRIVE: u8 = 23;
+const GIVE_BACK: u8 = 24;
+// As those without: what came later stands in front.
+const PUT_GROUP_RETRY: u8 = 25;
+const RECEIVE_BY: u8 = 26;
+const RECEIVE_SCANNED_BY: u8 = 27;
+
+/// Longest client id of a consumer that is kept.
+const CONSUMER_BYTES_MAX: usize = 255;
 
 // What a carried body belongs to.
 const CARRIED_DELAYED: u8 = 1;
@@ -112,6 +127,12 @@ pub enum Command {
     Resolve(Resolve),
     /// A producer was asked about a half message, or nobody is any more.
     Checked(Checked),
+    /// A message has no attempt left: it is done in its queue and stands among the dead letters.
+    DeadLetter(DeadLetter),
+    /// A dead letter stands in a topic again.
+    Redrive(Redrive),
+    /// Deliveries reached nobody.
+    GiveBack(GiveBack),
 }
 
 /// Stores a message at the end of a queue.
@@ -209,6 +230,50 @@ pub struct Checked {
     pub again_ms: Option<u64>,
 }
 
+/// Moves a message to the dead letters of its consumer group. Done for one that is done; refused if it was handed out again since, or
+/// will be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeadLetter {
+    /// Its latest delivery.
+    pub handle: Handle,
+    /// Its consumer says so; else it must have no attempt left, and its time must be over.
+    pub forwarded: bool,
+    /// [`super::record::tag_hash`] of its tag.
+    pub tag_hash: u64,
+    /// The message as a dead letter.
+    pub record: Record,
+}
+
+/// Stores a dead letter in a topic again. Refused if that was done before.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Redrive {
+    /// The topic of dead letters.
+    pub from: TopicId,
+    /// The dead letter's queue.
+    pub queue: QueueId,
+    /// Its offset.
+    pub offset: QueueOffset,
+    /// The topic it goes to.
+    pub to: TopicId,
+    /// The queue, chosen by the leader.
+    pub to_queue: QueueId,
+    /// [`super::record::tag_hash`] of its tag.
+    pub tag_hash: u64,
+    /// The message as it was before it died.
+    pub record: Record,
+}
+
+/// Takes deliveries back that were handed out and reached nobody: they do not count as attempts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GiveBack {
+    /// The consumer group.
+    pub group: GroupId,
+    /// Hidden for so long, from the batch's stamp on; 0 shows them at once.
+    pub invisible_ms: u64,
+    /// Their receipt handles.
+    pub entries: Vec<Handle>,
+}
+
 /// Hands out up to `max` messages of a topic to a consumer of a group.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Receive {
@@ -224,6 +289,14 @@ pub struct Receive {
     pub first_queue: QueueId,
     /// Names this attempt to receive: a repeat gets what is still in flight of the first answer.
     pub attempt: Option<AttemptKey>,
+    /// The client id of whoever receives, for what is handed out for the last time; see [`consumer`].
+    pub consumer: Option<Arc<str>>,
+}
+
+/// A client id as [`Receive`] takes it: the first 255 bytes of it, or nothing.
+pub fn consumer(client_id: &str) -> Option<Arc<str>> {
+    let end = client_id.floor_char_boundary(CONSUMER_BYTES_MAX);
+    (end > 0).then(|| client_id[..end].into())
 }
 
 /// Hands out messages of which the leader has read the message groups, or whether a filter wants them.
@@ -378,6 +451,8 @@ pub struct PutGroup {
     pub auto: bool,
     /// Change the group if it exists and differs.
     pub replace: bool,
+    /// How often it gets a message, and how long it waits in between; without it as RocketMQ does.
+    pub retry: Option<Retry>,
 }
 
 /// Removes a consumer group.
@@ -481,6 +556,9 @@ impl Command {
                 1 + HalfId::BYTES + 4 + 1 + 1 + record
             }
             Self::Checked(_) => 1 + HalfId::BYTES + 2 + 1 + 8,
+            Self::DeadLetter(dead) => 1 + Handle::BYTES + 1 + 8 + RECORD_HEAD_BYTES + dead.record.bytes().len(),
+            Self::Redrive(redrive) => 1 + 4 + 2 + 8 + 4 + 2 + 8 + RECORD_HEAD_BYTES + redrive.record.bytes().len(),
+            Self::GiveBack(given) => 1 + 4 + 8 + 4 + given.entries.len() * Handle::BYTES,
             Self::Receive(receive) => 1 + receive.encoded_len(),
             Self::ReceiveScanned(scanned) => {
                 let scans: usize = scanned.scans.iter().map(Scan::encoded_len).sum();
@@ -492,7 +570,9 @@ impl Command {
             Self::CommitOffset(_) | Self::ResetOffset(_) => 1 + 4 + 4 + 2 + 8,
             Self::PutTopic(put) => 1 + 1 + put.name.as_str().len() + 2 + 1 + 1 + 1,
             Self::DropTopic(_) | Self::DropGroup(_) => 1 + 4,
-            Self::PutGroup(put) => 1 + 1 + put.name.as_str().len() + 1 + 1 + 1 + 1,
+            Self::PutGroup(put) => {
+                1 + put.retry.as_ref().map_or(0, Retry::encoded_len) + 1 + put.name.as_str().len() + 1 + 1 + 1 + 1
+            }
         }
     }
 
@@ -553,21 +633,41 @@ impl Command {
                 out.put_u8(u8::from(again_ms.is_some()));
                 out.put_u64_le(again_ms.unwrap_or(0));
             }
+            Self::DeadLetter(DeadLetter { handle, forwarded, tag_hash, record }) => {
+                out.put_u8(DEAD_LETTER);
+                handle.encode(out);
+                out.put_u8(u8::from(*forwarded));
+                out.put_u64_le(*tag_hash);
+                put_record(out, record, now);
+            }
+            Self::Redrive(Redrive { from, queue, offset, to, to_queue, tag_hash, record }) => {
+                out.put_u8(REDRIVE);
+                out.put_u32_le(from.0);
+                out.put_u16_le(queue.0);
+                out.put_u64_le(offset.0);
+                out.put_u32_le(to.0);
+                out.put_u16_le(to_queue.0);
+                out.put_u64_le(*tag_hash);
+                put_record(out, record, now);
+            }
+            Self::GiveBack(GiveBack { group, invisible_ms, entries }) => {
+                out.put_u8(GIVE_BACK);
+                out.put_u32_le(group.0);
+                out.put_u64_le(*invisible_ms);
+                put_handles(out, entries);
+            }
             Self::Receive(receive) => {
-                out.put_u8(RECEIVE);
+                out.put_u8(if receive.consumer.is_some() { RECEIVE_BY } else { RECEIVE });
                 receive.encode(out);
             }
             Self::ReceiveScanned(scanned) => {
-                out.put_u8(RECEIVE_SCANNED);
+                out.put_u8(if scanned.receive.consumer.is_some() { RECEIVE_SCANNED_BY } else { RECEIVE_SCANNED });
                 scanned.encode(out);
             }
             Self::Ack(ack) => {
                 out.put_u8(ACK);
                 out.put_u32_le(ack.group.0);
-                out.put_u32_le(u32::try_from(ack.entries.len()).expect("an ack is bounded by a request"));
-                for handle in &ack.entries {
-                    handle.encode(out);
-                }
+                put_handles(out, &ack.entries);
             }
             Self::ChangeInvisible(change) => {
                 out.put_u8(CHANGE_INVISIBLE);
@@ -597,7 +697,10 @@ impl Command {
                 out.put_u32_le(drop.topic.0);
             }
             Self::PutGroup(put) => {
-                out.put_u8(PUT_GROUP);
+                out.put_u8(if put.retry.is_some() { PUT_GROUP_RETRY } else { PUT_GROUP });
+                if let Some(retry) = &put.retry {
+                    retry.encode(out);
+                }
                 put_text(out, put.name.as_str());
                 out.put_u8(u8::from(put.fifo));
                 out.put_u8(put.start as u8);
@@ -615,14 +718,11 @@ impl Command {
         let at = reader.at();
         let command = match reader.u8()? {
             SEND => Self::Send(decode_send(now, reader)?),
-            RECEIVE => Self::Receive(Receive::decode(reader)?),
-            RECEIVE_SCANNED => Self::ReceiveScanned(ReceiveScanned::decode(reader)?),
-            ACK => {
-                let group = GroupId(reader.u32()?);
-                let count = reader.count(Handle::BYTES)?;
-                let entries = (0..count).map(|_| Handle::decode(reader)).collect::<Result<_, _>>()?;
-                Self::Ack(Ack { group, entries })
-            }
+            RECEIVE => Self::Receive(Receive::decode(false, reader)?),
+            RECEIVE_BY => Self::Receive(Receive::decode(true, reader)?),
+            RECEIVE_SCANNED => Self::ReceiveScanned(ReceiveScanned::decode(false, reader)?),
+            RECEIVE_SCANNED_BY => Self::ReceiveScanned(ReceiveScanned::decode(true, reader)?),
+            ACK => Self::Ack(Ack { group: GroupId(reader.u32()?), entries: take_handles(reader)? }),
             CHANGE_INVISIBLE => Self::ChangeInvisible(ChangeInvisible {
                 group: GroupId(reader.u32()?),
                 handle: Handle::decode(reader)?,
@@ -645,13 +745,11 @@ impl Command {
                 replace: reader.flag()?,
             }),
             DROP_TOPIC => Self::DropTopic(DropTopic { topic: TopicId(reader.u32()?) }),
-            PUT_GROUP => Self::PutGroup(PutGroup {
-                name: reader.text(GroupName::parse, "not a consumer group name")?,
-                fifo: reader.flag()?,
-                start: take_start(reader)?,
-                auto: reader.flag()?,
-                replace: reader.flag()?,
-            }),
+            PUT_GROUP => Self::PutGroup(PutGroup::decode(None, reader)?),
+            PUT_GROUP_RETRY => {
+                let retry = Retry::decode(reader)?;
+                Self::PutGroup(PutGroup::decode(Some(retry), reader)?)
+            }
             DROP_GROUP => Self::DropGroup(DropGroup { group: GroupId(reader.u32()?) }),
             SEND_DELAYED => {
                 let due = Timestamp(reader.u64()?);
@@ -687,18 +785,55 @@ impl Command {
                 };
                 Self::Checked(Checked { id, checks, again_ms })
             }
+            DEAD_LETTER => Self::DeadLetter(DeadLetter {
+                handle: Handle::decode(reader)?,
+                forwarded: reader.flag()?,
+                tag_hash: reader.u64()?,
+                record: decode_record(now, reader)?,
+            }),
+            REDRIVE => Self::Redrive(Redrive {
+                from: TopicId(reader.u32()?),
+                queue: QueueId(reader.u16()?),
+                offset: QueueOffset(reader.u64()?),
+                to: TopicId(reader.u32()?),
+                to_queue: QueueId(reader.u16()?),
+                tag_hash: reader.u64()?,
+                record: decode_record(now, reader)?,
+            }),
+            GIVE_BACK => Self::GiveBack(GiveBack {
+                group: GroupId(reader.u32()?),
+                invisible_ms: reader.u64()?,
+                entries: take_handles(reader)?,
+            }),
             _ => return Err(DecodeError { what: "unknown command", at }),
         };
         Ok(command)
     }
 }
 
+impl PutGroup {
+    fn decode(retry: Option<Retry>, reader: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(Self {
+            name: reader.text(GroupName::parse, "not a consumer group name")?,
+            fifo: reader.flag()?,
+            start: take_start(reader)?,
+            auto: reader.flag()?,
+            replace: reader.flag()?,
+            retry,
+        })
+    }
+}
+
 impl Receive {
     fn encoded_len(&self) -> usize {
-        4 + 4 + 2 + 8 + 2 + 1 + if self.attempt.is_some() { 16 } else { 0 }
+        let consumer = self.consumer.as_ref().map_or(0, |consumer| 1 + consumer.len());
+        consumer + 4 + 4 + 2 + 8 + 2 + 1 + if self.attempt.is_some() { 16 } else { 0 }
     }
 
     fn encode(&self, out: &mut BytesMut) {
+        if let Some(consumer) = &self.consumer {
+            put_text(out, consumer);
+        }
         out.put_u32_le(self.group.0);
         out.put_u32_le(self.topic.0);
         out.put_u16_le(self.max);
@@ -710,8 +845,17 @@ impl Receive {
         }
     }
 
-    fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+    fn decode(by: bool, reader: &mut Reader) -> Result<Self, DecodeError> {
+        let consumer = if by {
+            Some(
+                reader
+                    .text(|text| consumer(text).filter(|kept| kept.len() == text.len()).ok_or(()), "not a client id")?,
+            )
+        } else {
+            None
+        };
         Ok(Self {
+            consumer,
             group: GroupId(reader.u32()?),
             topic: TopicId(reader.u32()?),
             max: reader.u16()?,
@@ -748,8 +892,8 @@ impl ReceiveScanned {
         }
     }
 
-    fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
-        let receive = Receive::decode(reader)?;
+    fn decode(by: bool, reader: &mut Reader) -> Result<Self, DecodeError> {
+        let receive = Receive::decode(by, reader)?;
         let count = reader.count(Scan::BYTES_MIN)?;
         let scans = (0..count).map(|_| Scan::decode(reader)).collect::<Result<_, _>>()?;
         let verdicts = if reader.flag()? {
@@ -837,6 +981,18 @@ fn put_record(out: &mut BytesMut, record: &Record, now: Timestamp) {
     out.put_u32_le(record_crc(now, bytes));
     out.put_u64_le(now.0);
     out.put_slice(bytes);
+}
+
+fn put_handles(out: &mut BytesMut, handles: &[Handle]) {
+    out.put_u32_le(u32::try_from(handles.len()).expect("handles are bounded by a request"));
+    for handle in handles {
+        handle.encode(out);
+    }
+}
+
+fn take_handles(reader: &mut Reader) -> Result<Vec<Handle>, DecodeError> {
+    let count = reader.count(Handle::BYTES)?;
+    (0..count).map(|_| Handle::decode(reader)).collect()
 }
 
 fn put_place(out: &mut BytesMut, group: GroupId, topic: TopicId, queue: QueueId, offset: QueueOffset) {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::machine::{codec::sample, ids::Serial};
+use crate::machine::{Delays, codec::sample, ids::Serial};
 
 fn handle(offset: u64) -> Handle {
     let (topic, group, queue) = (TopicId(1), GroupId(2), QueueId(3));
@@ -26,8 +26,24 @@ fn batch() -> Batch {
         now: Timestamp(1_700_000_000_000),
         commands: vec![
             send("hello"),
-            Command::Receive(Receive { group, topic, max: 32, invisible_ms: 60_000, first_queue: queue, attempt }),
-            Command::Receive(Receive { group, topic, max: 1, invisible_ms: 0, first_queue: queue, attempt: None }),
+            Command::Receive(Receive {
+                group,
+                topic,
+                max: 32,
+                invisible_ms: 60_000,
+                first_queue: queue,
+                attempt,
+                consumer: None,
+            }),
+            Command::Receive(Receive {
+                group,
+                topic,
+                max: 1,
+                invisible_ms: 0,
+                first_queue: queue,
+                attempt: None,
+                consumer: None,
+            }),
             Command::Ack(Ack { group, entries: vec![handle(1), handle(2)] }),
             Command::ChangeInvisible(ChangeInvisible { group, handle: handle(3), invisible_ms: 9, renew: true }),
             Command::CommitOffset(CommitOffset { group, topic, queue, offset }),
@@ -40,6 +56,7 @@ fn batch() -> Batch {
                 start: StartAt::Last,
                 auto: false,
                 replace: true,
+                retry: None,
             }),
             Command::DropGroup(DropGroup { group }),
             send("world"),
@@ -55,6 +72,8 @@ fn without_places(mut batch: Batch) -> Batch {
         | Command::Resolve(Resolve { record: Some(record), .. })
         | Command::SendDelayed(SendDelayed { send: Send { record, .. }, .. })
         | Command::Deliver(Deliver { record, .. })
+        | Command::DeadLetter(DeadLetter { record, .. })
+        | Command::Redrive(Redrive { record, .. })
         | Command::Carry(Carry { record, .. }) = command
         {
             *record = Record::new(record.bytes().clone());
@@ -90,6 +109,53 @@ fn the_bytes_of_a_batch_are_what_they_were() {
     assert_eq!(Batch::decode(sample.into()).map(without_places), Ok(batch()));
 }
 
+/// Retries and dead letters.
+fn dead_letters() -> Batch {
+    let (group, topic, queue, attempt) = (GroupId(1), TopicId(2), QueueId(3), Some(AttemptKey(11)));
+    let name = GroupName::parse("billing").expect("a name");
+    let put = |delays| {
+        let retry = Some(Retry::new(5, delays).expect("in range"));
+        let (fifo, start, auto, replace) = (true, StartAt::First, false, false);
+        Command::PutGroup(PutGroup { name: name.clone(), fifo, start, auto, replace, retry })
+    };
+    let consumer = consumer("host@1@0@x");
+    let receive = Receive { group, topic, max: 32, invisible_ms: 60_000, first_queue: queue, attempt, consumer };
+    let record: Record = Bytes::from_static(b"dead").into();
+    Batch {
+        now: Timestamp(1_700_000_000_000),
+        commands: vec![
+            put(Delays::Ladder(vec![1000, 5000])),
+            put(Delays::exponential()),
+            Command::Receive(receive.clone()),
+            Command::ReceiveScanned(ReceiveScanned { receive, scans: Vec::new(), verdicts: None }),
+            Command::GiveBack(GiveBack { group, invisible_ms: 9, entries: vec![handle(1), handle(2)] }),
+            Command::DeadLetter(DeadLetter { handle: handle(3), forwarded: true, tag_hash: 5, record: record.clone() }),
+            Command::Redrive(Redrive {
+                from: topic,
+                queue,
+                offset: QueueOffset(4),
+                to: TopicId(6),
+                to_queue: QueueId(7),
+                tag_hash: 8,
+                record,
+            }),
+        ],
+    }
+}
+
+#[test]
+fn the_bytes_of_retries_and_dead_letters_are_what_they_were() {
+    let sample = sample("batch-dead-letters-2.bin", &dead_letters().encode());
+    assert_eq!(dead_letters().encode()[..], sample[..], "the format has changed; a new version needs a new number");
+    assert_eq!(Batch::decode(sample.into()).map(without_places), Ok(dead_letters()));
+}
+
+#[test]
+fn a_client_id_that_is_too_long_is_cut_at_a_character() {
+    assert_eq!(consumer(""), None);
+    assert_eq!(consumer(&"é".repeat(200)).as_deref(), Some("é".repeat(127).as_str()));
+}
+
 /// What the leader read ahead, with and without a filter.
 fn scanned() -> Batch {
     let receive = Receive {
@@ -99,6 +165,7 @@ fn scanned() -> Batch {
         invisible_ms: 60_000,
         first_queue: QueueId(3),
         attempt: Some(AttemptKey(11)),
+        consumer: None,
     };
     let chosen = |offset, group| Chosen { offset: QueueOffset(offset), group: MessageGroup(group) };
     let (from, end) = (QueueOffset(7), QueueOffset(1 << 40));
@@ -219,6 +286,8 @@ fn the_bytes_of_delayed_messages_are_what_they_were() {
     for command in &decoded.commands {
         if let Command::SendDelayed(SendDelayed { send: Send { record, .. }, .. })
         | Command::Deliver(Deliver { record, .. })
+        | Command::DeadLetter(DeadLetter { record, .. })
+        | Command::Redrive(Redrive { record, .. })
         | Command::Carry(Carry { record, .. }) = command
         {
             records.push(record);

@@ -205,6 +205,12 @@ pub enum Refusal {
     /// A commit without the body of a half message that stands behind a segment border.
     #[error("the half message stands behind a segment border; commit it with its body")]
     BodyNeeded,
+    /// A message that is not to be a dead letter: it will be handed out again, or its consumer still has time.
+    #[error("the message has attempts left, or its consumer still has time for it")]
+    AttemptsLeft,
+    /// A dead letter that stands in a topic again.
+    #[error("the dead letter was redriven before; nothing was done")]
+    Redriven,
     /// An offset outside of what the queue holds.
     #[error("the queue holds offsets {min} to {end} (exclusive)")]
     OffsetOutOfRange {

@@ -7,13 +7,16 @@
 use std::collections::BTreeMap;
 
 use bytes::{BufMut, BytesMut};
-use quorate_proto::{names::GroupName, time::Timestamp};
+use quorate_proto::{
+    names::{GroupName, TopicName},
+    time::Timestamp,
+};
 
 use super::{
     codec::{DecodeError, Reader, put_text},
     command::{PutGroup, StartAt, take_start},
     effect::Refusal,
-    feature::pop::Subscription,
+    feature::{pop::Subscription, retry::Retry},
     ids::{GroupId, Serial, TopicId},
     topics::Topic,
 };
@@ -31,6 +34,7 @@ pub struct Group {
     fifo: bool,
     auto: bool,
     start: StartAt,
+    retry: Retry,
     created: Timestamp,
     subscriptions: BTreeMap<TopicId, Subscription>,
 }
@@ -61,6 +65,16 @@ impl Group {
         self.start
     }
 
+    /// How often it gets a message.
+    pub fn retry(&self) -> &Retry {
+        &self.retry
+    }
+
+    /// The topic of its dead letters, which need not exist.
+    pub fn dead_letters(&self) -> TopicName {
+        TopicName::dead_letters(&self.name)
+    }
+
     /// Log time of the command that made it.
     pub fn created(&self) -> Timestamp {
         self.created
@@ -81,14 +95,20 @@ impl Group {
 
     /// The subscription to `topic`, made now if there is none, with progress for all its queues.
     pub(crate) fn subscribe(&mut self, topic: &Topic) -> &mut Subscription {
-        let start = self.start;
-        let subscription = self.subscriptions.entry(topic.id()).or_insert_with(|| Subscription::new(topic, start));
-        subscription.grow(topic);
+        let (start, attempts) = (self.start, self.retry.max_attempts());
+        let subscription = self.subscriptions.entry(topic.id());
+        let subscription = subscription.or_insert_with(|| Subscription::new(topic, start, attempts));
+        subscription.grow(topic, attempts);
         subscription
     }
 
     pub(crate) fn subscriptions(&self) -> impl Iterator<Item = (TopicId, &Subscription)> + '_ {
-        self.subscriptions.iter().map(|(topic, subscription)| (*topic, subscription))
+        self.subscriptions_from(TopicId(0))
+    }
+
+    /// Those from a topic's number on.
+    pub(crate) fn subscriptions_from(&self, from: TopicId) -> impl Iterator<Item = (TopicId, &Subscription)> + '_ {
+        self.subscriptions.range(from..).map(|(topic, subscription)| (*topic, subscription))
     }
 }
 
@@ -118,15 +138,21 @@ impl Groups {
         self.by_id.values()
     }
 
+    /// Those from a number on.
+    pub(crate) fn from(&self, from: GroupId) -> impl Iterator<Item = &Group> + '_ {
+        self.by_id.range(from..).map(|(_, group)| group)
+    }
+
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Group> + '_ {
         self.by_id.values_mut()
     }
 
     /// Makes (at log time `now`) or changes a group. Progress stays; a changed start holds for topics it has not received from yet.
     pub(crate) fn put(&mut self, put: &PutGroup, now: Timestamp) -> Result<GroupId, Refusal> {
+        let retry = put.retry.clone().unwrap_or_else(|| Retry::usual(put.fifo));
         if let Some(id) = self.by_name.get(&put.name) {
             let group = self.by_id.get_mut(id).expect("every name leads to a group");
-            let same = group.fifo == put.fifo && group.start == put.start;
+            let same = group.fifo == put.fifo && group.start == put.start && group.retry == retry;
             if put.auto || (same && !group.auto) {
                 return Ok(group.id);
             }
@@ -138,6 +164,10 @@ impl Groups {
             }
             self.autos -= u32::from(group.auto);
             (group.auto, group.fifo, group.start) = (false, put.fifo, put.start);
+            for subscription in group.subscriptions.values_mut() {
+                subscription.set_max_attempts(retry.max_attempts());
+            }
+            group.retry = retry;
             return Ok(group.id);
         }
         if put.auto && self.autos >= AUTO_GROUPS_MAX {
@@ -148,8 +178,8 @@ impl Groups {
         }
         let id = GroupId(self.next);
         self.next += 1;
-        let PutGroup { name, fifo, start, auto, replace: _ } = put.clone();
-        self.insert(Group { id, name, fifo, auto, start, created: now, subscriptions: BTreeMap::new() });
+        let PutGroup { name, fifo, start, auto, replace: _, retry: _ } = put.clone();
+        self.insert(Group { id, name, fifo, auto, start, retry, created: now, subscriptions: BTreeMap::new() });
         Ok(id)
     }
 
@@ -190,13 +220,14 @@ impl Groups {
         let start = take_start(reader)?;
         let auto = reader.flag()?;
         let created = Timestamp(reader.u64()?);
+        let retry = Retry::decode(reader)?;
         if created > now {
             return Err(reader.error("a consumer group was made in the future"));
         }
         if self.by_id.contains_key(&id) || self.by_name.contains_key(&name) || id.0 >= self.next {
             return Err(reader.error("a consumer group's number or name is not its own"));
         }
-        self.insert(Group { id, name, fifo, auto, start, created, subscriptions: BTreeMap::new() });
+        self.insert(Group { id, name, fifo, auto, start, retry, created, subscriptions: BTreeMap::new() });
         Ok(())
     }
 
@@ -208,7 +239,7 @@ impl Groups {
         reader: &mut Reader,
     ) -> Result<(), DecodeError> {
         let group = self.by_id.get_mut(&group).ok_or_else(|| reader.error("progress of an unknown group"))?;
-        let subscription = Subscription::load(topic, group.fifo, issued, reader)?;
+        let subscription = Subscription::load(topic, (group.fifo, group.retry.max_attempts()), issued, reader)?;
         match group.subscriptions.insert(topic.id(), subscription) {
             None => Ok(()),
             Some(_) => Err(reader.error("a group's progress in a topic stands twice")),
@@ -224,5 +255,6 @@ impl Group {
         out.put_u8(self.start as u8);
         out.put_u8(u8::from(self.auto));
         out.put_u64_le(self.created.0);
+        self.retry.encode(out);
     }
 }

@@ -17,6 +17,7 @@
 //!         18                                    transactions: next number, lost
 //!         19 | number >> 9, big endian (8)      half messages, of 512 transactions
 //!         20 | number / 4096, big endian (8)    one bit per transaction: it was committed
+//!         21 | topic number, big endian (4)     dead letters of the topic that were redriven
 //! ```
 //! Everything else is little endian, in the order of `save` of each type. Saving visits ordered maps only, so equal
 //! machines give equal bytes (LAW-SAME). Loading trusts nothing: what it accepts is a state that the rules could have made
@@ -32,7 +33,7 @@ use super::{
     Machine, Totals,
     codec::{DecodeError, Reader},
     dedup::{Dedup, ENTRY_BYTES},
-    feature::{delay::Delay, transaction::Transactions},
+    feature::{delay::Delay, retry::Redriven, transaction::Transactions},
     groups::Groups,
     ids::{GroupId, Serial, TopicId},
     topics::Topics,
@@ -50,6 +51,7 @@ const DELAYED: u8 = 17;
 const TRANSACTIONS: u8 = 18;
 const HALVES: u8 = 19;
 const COMMITTED: u8 = 20;
+const REDRIVEN: u8 = 21;
 
 /// A named piece of the machine's state.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -85,6 +87,7 @@ impl Machine {
         }
         self.transactions.save_halves(|number, save| parts.add(&long_key(HALVES, number), |out| save(out)));
         self.transactions.save_committed(|number, save| parts.add(&long_key(COMMITTED, number), |out| save(out)));
+        self.redriven.save(|topic, save| parts.add(&key(REDRIVEN, &[topic.0]), |out| save(out)));
         parts.0
     }
 
@@ -210,6 +213,7 @@ impl Machine {
             dedup: Dedup::default(),
             delay: Delay::default(),
             transactions: Transactions::default(),
+            redriven: Redriven::default(),
         };
         for _ in 0..reader.count(16)? {
             let (border, crossed) = (Position(reader.u64()?), Timestamp(reader.u64()?));
@@ -237,6 +241,12 @@ impl Machine {
             (Some(&TRANSACTIONS), 1) => self.transactions.load_head(&mut reader)?,
             (Some(&HALVES), 9) => self.transactions.load_halves(long_number(&part.key[1..]), &mut reader)?,
             (Some(&COMMITTED), 9) => self.transactions.load_committed(long_number(&part.key[1..]), &mut reader)?,
+            (Some(&REDRIVEN), 5) => {
+                let number = TopicId(number(&part.key[1..]));
+                let topic =
+                    self.topics.by_id(number).ok_or_else(|| reader.error("dead letters of an unknown topic"))?;
+                self.redriven.load(number, |queue| topic.range(queue), &mut reader)?;
+            }
             _ => return Err(reader.error("unknown part")),
         }
         reader.end()

@@ -2,9 +2,9 @@ use quorate_proto::names::{GroupName, TopicName};
 
 use super::*;
 use crate::machine::{
-    Ack, AttemptKey, Checked, Chosen, Command, HalfId, MessageGroup, PutGroup, PutTopic, QueueId, QueueOffset, Recall,
-    Receive, ReceiveScanned, Reply, Resolution, Resolve, Scan, Send, SendDelayed, SendHalf, SendKey, StartAt,
-    TopicKind, codec::sample,
+    Ack, AttemptKey, Checked, Chosen, Command, DeadLetter, Delays, GiveBack, HalfId, MessageGroup, PutGroup, PutTopic,
+    QueueId, QueueOffset, Recall, Receive, ReceiveScanned, Redrive, Reply, Resolution, Resolve, Retry, Scan, Send,
+    SendDelayed, SendHalf, SendKey, StartAt, TopicKind, codec::sample, consumer,
 };
 
 /// A machine with something in every field.
@@ -25,7 +25,7 @@ fn machine() -> Machine {
     for (name, start, fifo) in [("g", StartAt::First, false), ("h", StartAt::Last, false), ("o", StartAt::First, true)]
     {
         let name = GroupName::parse(name).expect("a name");
-        apply(&mut machine, Command::PutGroup(PutGroup { name, fifo, start, auto: true, replace: false }));
+        apply(&mut machine, Command::PutGroup(PutGroup { name, fifo, start, auto: true, replace: false, retry: None }));
     }
     for number in 0..12u32 {
         let (topic, queue) = (TopicId(number % 2), QueueId((number / 2 % 2) as u16));
@@ -55,6 +55,7 @@ fn machine() -> Machine {
             invisible_ms: 10_000,
             first_queue: QueueId(1),
             attempt: attempt.map(AttemptKey::new),
+            consumer: None,
         };
         let reply = apply(&mut machine, Command::Receive(receive));
         let Reply::Received { deliveries } = reply else { panic!("{reply:?}") };
@@ -70,6 +71,7 @@ fn machine() -> Machine {
             invisible_ms: 10_000,
             first_queue: QueueId(1),
             attempt: None,
+            consumer: None,
         };
         let choose = |(offset, group)| Chosen { offset: QueueOffset(offset), group: MessageGroup(group) };
         let chosen = (0..).zip(groups).map(choose).collect();
@@ -105,6 +107,36 @@ fn with_transactions() -> Machine {
     machine
 }
 
+/// The same, with messages of few attempts: one that has none left, and two that are dead letters, one of them redriven.
+fn with_dead_letters() -> Machine {
+    let mut machine = machine();
+    let mut at = 100_000;
+    let mut apply = |command: Command| {
+        at += 1000;
+        machine.apply(Timestamp(at), Position(at * 10), command, &mut Vec::new())
+    };
+    let retry = Some(Retry::new(1, Delays::exponential()).expect("in range"));
+    let name = GroupName::parse("few").expect("a name");
+    let put = PutGroup { name, fifo: false, start: StartAt::First, auto: false, replace: false, retry };
+    assert_eq!(apply(Command::PutGroup(put)), Reply::Group { id: GroupId(3) });
+    let (group, topic, first_queue) = (GroupId(3), TopicId(0), QueueId(0));
+    let consumer = consumer("host@1");
+    let receive = Receive { group, topic, max: 4, invisible_ms: 10, first_queue, attempt: None, consumer };
+    let Reply::Received { deliveries } = apply(Command::Receive(receive)) else { panic!("nothing came") };
+    for delivery in &deliveries[1..3] {
+        let record = Bytes::from_static(b"dead").into();
+        let dead = DeadLetter { handle: delivery.handle, forwarded: false, tag_hash: 0, record };
+        assert!(matches!(apply(Command::DeadLetter(dead)), Reply::Sent { .. }));
+    }
+    let given = GiveBack { group, invisible_ms: 0, entries: vec![deliveries[3].handle] };
+    assert_eq!(apply(Command::GiveBack(given)), Reply::Acked { results: vec![Ok(())] });
+    let (from, queue, offset, to) = (TopicId(2), QueueId(0), QueueOffset(1), TopicId(0));
+    let record = Bytes::from_static(b"again").into();
+    let redrive = Redrive { from, queue, offset, to, to_queue: QueueId(0), tag_hash: 0, record };
+    assert!(matches!(apply(Command::Redrive(redrive)), Reply::Sent { .. }));
+    machine
+}
+
 fn with_crc(mut body: Vec<u8>) -> Bytes {
     let crc = crc32c::crc32c(&body);
     body.extend_from_slice(&crc.to_le_bytes());
@@ -113,7 +145,7 @@ fn with_crc(mut body: Vec<u8>) -> Bytes {
 
 #[test]
 fn an_image_is_the_same_after_a_round_trip() {
-    for machine in [Machine::default(), machine(), with_transactions()] {
+    for machine in [Machine::default(), machine(), with_transactions(), with_dead_letters()] {
         let image = machine.save_image();
         let loaded = Machine::load_image(image.clone()).expect("sound bytes");
         assert_eq!(loaded.save_image(), image);
@@ -126,6 +158,9 @@ fn the_bytes_of_an_image_are_what_they_were() {
     assert_eq!(machine().save_image()[..], sample[..], "the format has changed; a new version needs a new number");
     let image = with_transactions().save_image();
     let sample = self::sample("image-3-transactions.bin", &image);
+    assert_eq!(image[..], sample[..], "the format has changed; a new version needs a new number");
+    let image = with_dead_letters().save_image();
+    let sample = self::sample("image-3-dead-letters.bin", &image);
     assert_eq!(image[..], sample[..], "the format has changed; a new version needs a new number");
 }
 
@@ -173,7 +208,12 @@ fn a_damaged_image_is_refused_by_its_checksum() {
 
 #[test]
 fn a_hostile_image_with_a_sound_checksum_is_refused_or_means_what_it_says() {
-    let image = with_transactions().save_image();
+    for machine in [with_transactions(), with_dead_letters()] {
+        hostile(&machine.save_image());
+    }
+}
+
+fn hostile(image: &Bytes) {
     let body = &image[..image.len() - 4];
     let mut refused = 0;
     for at in 0..body.len() {

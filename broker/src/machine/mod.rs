@@ -3,7 +3,7 @@
 //! ```text
 //!   committed entry ─decode─▶ Batch ─▶ Machine::apply ─▶ Reply    to whoever proposed it
 //!                                           │      └──▶ Effects  consume queue records, wake-ups (replica)
-//!                topics · groups (feature/pop) · dedup · delay (feature/delay) · transactions (feature/transaction)
+//!                topics · groups (feature/pop) · dedup · delay, transactions, redriven dead letters (feature/…)
 //! ```
 //! Pure: no file, clock, random number, task or log line. Time comes as the stamp in the batch, and nothing outside of
 //! (machine, command) decides anything, so the same log prefix gives the same machine on every node, byte for byte
@@ -31,14 +31,15 @@ use quorate_proto::{
 use quorate_raft::Position;
 
 pub use command::{
-    Ack, Batch, Carry, ChangeInvisible, Checked, Chosen, Command, CommitOffset, Deliver, DropGroup, DropTopic,
-    PutGroup, PutTopic, Recall, Receive, ReceiveScanned, ResetOffset, Resolve, Scan, Send, SendDelayed, SendHalf,
-    StartAt, TopicKind, Verdict, Waiting,
+    Ack, Batch, Carry, ChangeInvisible, Checked, Chosen, Command, CommitOffset, DeadLetter, Deliver, DropGroup,
+    DropTopic, GiveBack, PutGroup, PutTopic, Recall, Receive, ReceiveScanned, Redrive, ResetOffset, Resolve, Scan,
+    Send, SendDelayed, SendHalf, StartAt, TopicKind, Verdict, Waiting, consumer,
 };
 pub use dedup::{DedupStats, SendKey};
 pub use effect::{Delivery, Effect, Refusal, Reply};
 pub use feature::delay::{DelayId, DelayStats, Pending};
-pub use feature::pop::{AttemptKey, Cursor};
+pub use feature::pop::{AttemptKey, Cursor, Exhausted};
+pub use feature::retry::{Delays, Retry, RetryError};
 pub use feature::transaction::{Half, HalfId, Resolution, TransactionStats};
 pub use groups::Group;
 pub use handle::{ClusterHash, Handle, RecallHandle, TransactionHandle};
@@ -50,6 +51,7 @@ use dedup::{Dedup, Place};
 use feature::{
     delay::Delay,
     pop::{IN_FLIGHT_MAX, Settled, Subscription, WAITING_MAX, start_offset},
+    retry::Redriven,
     transaction::Transactions,
 };
 use groups::Groups;
@@ -93,6 +95,7 @@ pub struct Machine {
     dedup: Dedup,
     delay: Delay,
     transactions: Transactions,
+    redriven: Redriven,
 }
 
 impl Machine {
@@ -130,6 +133,9 @@ impl Machine {
                 let again = again_ms.map(|ms| Timestamp(self.now.0.saturating_add(ms)));
                 self.transactions.checked(id, checks, again, self.now).map(|()| Reply::Done)
             }
+            Command::DeadLetter(dead) => self.dead_letter(&dead, payload, effects),
+            Command::Redrive(redrive) => self.redrive(&redrive, payload, effects),
+            Command::GiveBack(given) => self.give_back(&given, effects),
         };
         result.unwrap_or_else(Reply::Refused)
     }
@@ -145,8 +151,9 @@ impl Machine {
     /// The floor has moved: what lies below it is not kept any more. Progress behind it jumps forward.
     pub fn floor(&mut self, floor: Position, effects: &mut Vec<Effect>) {
         while self.borders.pop_front_if(|(border, _)| *border <= floor).is_some() {}
-        let (groups, now) = (&mut self.groups, self.now);
+        let (groups, redriven, now) = (&mut self.groups, &mut self.redriven, self.now);
         self.topics.floor(floor, |topic, queue, min| {
+            redriven.forget_below(topic, queue, min);
             for group in groups.iter_mut() {
                 if let Some(subscription) = group.subscription_mut(topic) {
                     subscription.commit(queue, min.0, now);
@@ -261,6 +268,66 @@ impl Machine {
         Ok(Reply::Sent { queue, offset, duplicate: false })
     }
 
+    /// In one step the message is done in its queue and stands among the dead letters.
+    fn dead_letter(
+        &mut self,
+        dead: &DeadLetter,
+        payload: Position,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Reply, Refusal> {
+        let DeadLetter { handle, forwarded, tag_hash, record } = dead;
+        let group = self.groups.by_id_mut(handle.group).ok_or(Refusal::GroupNotFound)?;
+        let name = group.dead_letters();
+        let subscription = held_by(group, handle)?;
+        if !subscription.check_dead(handle, *forwarded, self.now, self.issued)? {
+            return Ok(Reply::Done);
+        }
+        let (topic, made) = self.topics.dead_letters(&name, self.now);
+        let queue = QueueId(0);
+        let settled = subscription.ack(handle, self.now, self.issued)?;
+        if cfg!(feature = "mutant-dead-letter-lost") {
+            return Ok(Reply::Done);
+        }
+        let offset = self.topics.by_id_mut(topic).ok_or(Refusal::TopicNotFound)?.append(queue)?;
+        if made {
+            effects.push(Effect::TopicsChanged);
+        }
+        self.totals.sent += 1;
+        effects.push(Effect::Append { topic, queue, offset, pointer: pointer(payload, record, *tag_hash) });
+        if let Settled::Now { freed: true } = settled {
+            effects.push(Effect::Visible { group: handle.group, topic: handle.topic });
+        }
+        Ok(Reply::Sent { queue, offset, duplicate: false })
+    }
+
+    fn redrive(&mut self, redrive: &Redrive, payload: Position, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        let Redrive { from, queue, offset, to, to_queue, tag_hash, record } = redrive;
+        let (min, end) = self.queue_range(*from, *queue).ok_or(Refusal::TopicNotFound)?;
+        if *offset < min || *offset >= end {
+            return Err(Refusal::OffsetOutOfRange { min, end });
+        }
+        if self.redriven.contains(*from, *queue, *offset) {
+            return Err(Refusal::Redriven);
+        }
+        let new = self.topics.by_id_mut(*to).ok_or(Refusal::TopicNotFound)?.append(*to_queue)?;
+        self.redriven.add(*from, *queue, *offset);
+        self.totals.sent += 1;
+        let pointer = pointer(payload, record, *tag_hash);
+        effects.push(Effect::Append { topic: *to, queue: *to_queue, offset: new, pointer });
+        Ok(Reply::Sent { queue: *to_queue, offset: new, duplicate: false })
+    }
+
+    fn give_back(&mut self, given: &GiveBack, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        let group = self.groups.by_id_mut(given.group).ok_or(Refusal::GroupNotFound)?;
+        let visible_at = Timestamp(self.now.0.saturating_add(given.invisible_ms));
+        let results = given.entries.iter().map(|handle| {
+            held_by(group, handle)?.give_back(handle, visible_at, self.issued)?;
+            effects.push(Effect::Visible { group: handle.group, topic: handle.topic });
+            Ok(())
+        });
+        Ok(Reply::Acked { results: results.collect() })
+    }
+
     fn receive(&mut self, receive: &Receive) -> Result<Reply, Refusal> {
         let topic = self.topics.by_id(receive.topic).ok_or(Refusal::TopicNotFound)?;
         let group = self.groups.by_id_mut(receive.group).ok_or(Refusal::GroupNotFound)?;
@@ -360,6 +427,7 @@ impl Machine {
         self.groups.drop_topic(topic);
         self.delay.drop_topic(topic);
         self.transactions.drop_topic(topic);
+        self.redriven.drop_topic(topic);
         effects.push(Effect::TopicDropped { topic });
         effects.push(Effect::TopicsChanged);
         Ok(Reply::Done)
@@ -493,6 +561,49 @@ impl Machine {
     pub fn border_at(&self, cutoff: Timestamp) -> Option<Position> {
         let older = self.borders.iter().rev().find(|(_, crossed)| *crossed <= cutoff);
         older.map(|(border, _)| *border)
+    }
+
+    /// Messages without an attempt left whose time is over at `now`, at most `found_max`; and where to go on, if not everything was looked
+    /// at: the cost follows the number of queues looked at, `queues_max` or a few more.
+    pub fn exhausted(
+        &self,
+        from: (GroupId, TopicId),
+        now: Timestamp,
+        queues_max: usize,
+        found_max: usize,
+    ) -> (Vec<Exhausted>, Option<(GroupId, TopicId)>) {
+        let (mut found, mut looked_at) = (Vec::new(), 0);
+        for group in self.groups.from(from.0) {
+            let first = if group.id() == from.0 { from.1 } else { TopicId(0) };
+            for (topic, subscription) in group.subscriptions_from(first) {
+                if looked_at >= queues_max || found.len() >= found_max {
+                    return (found, Some((group.id(), topic)));
+                }
+                looked_at += subscription.queue_count();
+                found.extend(subscription.exhausted(group.id(), topic, now, found_max - found.len()));
+            }
+        }
+        (found, None)
+    }
+
+    /// The receipt is the latest word about its message, which is not done; false if it is.
+    ///
+    /// # Errors
+    /// As an ack would be refused.
+    pub fn is_held(&self, handle: &Handle) -> Result<bool, Refusal> {
+        let group = self.groups.by_id(handle.group).ok_or(Refusal::GroupNotFound)?;
+        let subscription = group.subscription(handle.topic).ok_or(Refusal::ReceiptInvalid)?;
+        subscription.check_dead(handle, true, self.now, self.issued)
+    }
+
+    /// A dead letter stands in a topic again.
+    pub fn is_redriven(&self, topic: TopicId, queue: QueueId, offset: QueueOffset) -> bool {
+        self.redriven.contains(topic, queue, offset)
+    }
+
+    /// How many dead letters of a queue do.
+    pub fn redriven(&self, topic: TopicId, queue: QueueId) -> u64 {
+        self.redriven.count(topic, queue)
     }
 
     /// Delayed messages that are due at `now`, the longest overdue first.

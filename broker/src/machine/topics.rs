@@ -25,6 +25,9 @@ pub const TOPICS_MAX: u32 = 10_000;
 /// Most queues of a topic.
 pub const QUEUES_MAX: u16 = 1_024;
 
+/// Queues of a dead letter topic that a dead letter brings into being: RocketMQ's number.
+const DEAD_LETTER_QUEUES: u16 = 1;
+
 /// A topic.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Topic {
@@ -156,6 +159,19 @@ impl Topics {
             queues: vec![Queue::default(); usize::from(put.queues)],
         });
         Ok((id, true))
+    }
+
+    /// The dead letter topic of that name, made (at log time `now`) if there is none; whether it was. Not subject to the limit of topics, since
+    /// there are no more of them than consumer groups, and a message must go somewhere.
+    pub(crate) fn dead_letters(&mut self, name: &TopicName, now: Timestamp) -> (TopicId, bool) {
+        if let Some(id) = self.by_name.get(name) {
+            return (*id, false);
+        }
+        let id = TopicId(self.next);
+        self.next += 1;
+        let (name, queues) = (name.clone(), vec![Queue::default(); usize::from(DEAD_LETTER_QUEUES)]);
+        self.insert(Topic { id, name, kind: TopicKind::Any, auto: false, created: now, queues });
+        (id, true)
     }
 
     fn change(&mut self, id: TopicId, put: &PutTopic) -> Result<(TopicId, bool), Refusal> {

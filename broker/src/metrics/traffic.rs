@@ -9,7 +9,7 @@ use std::{
     sync::OnceLock,
 };
 
-use super::{Counter, Family, MESSAGES_IN, MESSAGES_OUT, THROUGHPUT_IN, THROUGHPUT_OUT};
+use super::{Counter, DEAD_LETTERS, Family, MESSAGES_IN, MESSAGES_OUT, REDELIVERIES, THROUGHPUT_IN, THROUGHPUT_OUT};
 
 /// Most topics, and pairs of topic and group, that are told apart.
 pub const TOLD_APART_MAX: usize = 256;
@@ -25,6 +25,10 @@ pub struct Traffic {
     sent: Table,
     /// By topic and consumer group.
     received: Table,
+    /// Likewise, what was handed out once more.
+    retried: Table,
+    /// Likewise, what became a dead letter.
+    dead: Table,
 }
 
 impl Traffic {
@@ -38,15 +42,28 @@ impl Traffic {
         self.received.count(topic, group, messages, bytes);
     }
 
+    /// Messages of `topic` went to a consumer of `group` once more.
+    pub fn retried(&self, topic: &str, group: &str, messages: u64) {
+        self.retried.count(topic, group, messages, 0);
+    }
+
+    /// Messages of `topic` became dead letters of `group`.
+    pub fn dead(&self, topic: &str, group: &str, messages: u64) {
+        self.dead.count(topic, group, messages, 0);
+    }
+
     /// All of it.
     pub fn read(&self) -> Vec<Family> {
         let [messages_in, bytes_in] = self.sent.read();
         let [messages_out, bytes_out] = self.received.read();
+        let ([retried, _], [dead, _]) = (self.retried.read(), self.dead.read());
         vec![
             MESSAGES_IN.each(messages_in),
             THROUGHPUT_IN.each(bytes_in),
             MESSAGES_OUT.each(messages_out),
             THROUGHPUT_OUT.each(bytes_out),
+            REDELIVERIES.each(retried),
+            DEAD_LETTERS.each(dead),
         ]
     }
 }

@@ -1,10 +1,11 @@
-//! AckMessage and ChangeInvisibleDuration.
+//! AckMessage, ChangeInvisibleDuration and ForwardMessageToDeadLetterQueue: what consumers say about what they hold.
 //!
 //! Receipts describe themselves and what is in flight is in the log, so both work on any node and after any change of leader.
 
 use quorate_proto::v2::{
     AckMessageRequest, AckMessageResponse, AckMessageResultEntry, ChangeInvisibleDurationRequest,
-    ChangeInvisibleDurationResponse, Code, Status,
+    ChangeInvisibleDurationResponse, Code, ForwardMessageToDeadLetterQueueRequest,
+    ForwardMessageToDeadLetterQueueResponse, Status,
 };
 
 use super::{
@@ -66,6 +67,36 @@ impl Service {
             Ok(receipt_handle) => ChangeInvisibleDurationResponse { status: Some(ok()), receipt_handle },
             Err(fault) => ChangeInvisibleDurationResponse { status: Some(fault.into()), receipt_handle: String::new() },
         }
+    }
+
+    /// Moves a delivery to the dead letters of its group. OK, once more OK for a repeat and for what was acked; 40013 if it was handed out again
+    /// since.
+    pub async fn forward_to_dead_letters(
+        &self,
+        client: Client,
+        request: ForwardMessageToDeadLetterQueueRequest,
+    ) -> ForwardMessageToDeadLetterQueueResponse {
+        let status = match self.try_forward(&client, request).await {
+            Ok(()) => ok(),
+            Err(fault) => fault.into(),
+        };
+        ForwardMessageToDeadLetterQueueResponse { status: Some(status) }
+    }
+
+    async fn try_forward(&self, client: &Client, request: ForwardMessageToDeadLetterQueueRequest) -> Result<(), Fault> {
+        let client_id = client.id()?.to_owned();
+        let topic = validate::topic(request.topic.as_ref(), &client.namespace)?.to_string();
+        let group = validate::group(request.group.as_ref(), &client.namespace)?.to_string();
+        if request.lite_topic.as_ref().is_some_and(|topic| !topic.is_empty()) {
+            return Err(Fault::not_built("forwarding messages of lite topics"));
+        }
+        // The client counts its own tries; one that does not is believed the broker's count.
+        let attempts = u32::try_from(request.delivery_attempt).unwrap_or(0);
+        let handle = request.receipt_handle;
+        let call = calls::ForwardToDeadLetters { group, topic, handle: handle.clone(), client_id, attempts };
+        self.dispatch.call(call, self.until(client)).await?;
+        self.renewals.remove(&handle);
+        Ok(())
     }
 
     async fn try_change(&self, client: &Client, request: ChangeInvisibleDurationRequest) -> Result<String, Fault> {

@@ -7,11 +7,13 @@ use std::{sync::Arc, time::Duration};
 
 use quorate_proto::{
     admin::{
-        ClusterStatusRequest, ClusterStatusResponse, ConsumerGroup, CreateGroupRequest, CreateTopicRequest,
-        DeleteGroupRequest, DeleteTopicRequest, DescribeTopicRequest, DescribeTopicResponse, EndTransactionRequest,
-        LeaderHistoryRequest, LeaderHistoryResponse, ListGroupsRequest, ListGroupsResponse, ListTopicsRequest,
-        ListTopicsResponse, ListTransactionsRequest, ListTransactionsResponse, NodeStatus, Outcome, Queue, Topic,
-        TopicType, Transaction, TransferLeadershipRequest, TransferLeadershipResponse,
+        ClusterStatusRequest, ClusterStatusResponse, ConsumerGroup, CreateGroupRequest, CreateTopicRequest, DeadLetter,
+        DeadLetterPlace, DeadLetterTopic, DeleteGroupRequest, DeleteTopicRequest, DescribeTopicRequest,
+        DescribeTopicResponse, EndTransactionRequest, LeaderHistoryRequest, LeaderHistoryResponse,
+        ListDeadLettersRequest, ListDeadLettersResponse, ListGroupsRequest, ListGroupsResponse, ListTopicsRequest,
+        ListTopicsResponse, ListTransactionsRequest, ListTransactionsResponse, NodeStatus, Outcome, Queue,
+        RedriveDeadLettersRequest, RedriveDeadLettersResponse, Redriven, ShowDeadLettersRequest,
+        ShowDeadLettersResponse, Topic, TopicType, Transaction, TransferLeadershipRequest, TransferLeadershipResponse,
         broker_admin_server::BrokerAdmin,
     },
     names::{GroupName, TopicName},
@@ -23,7 +25,7 @@ use tonic::{Request, Response, Status, async_trait};
 use super::{
     Client, Service,
     client::came_by,
-    forward::Until,
+    forward::{Until, from_no},
     leadership,
     wire::status::{Fault, ok},
 };
@@ -38,6 +40,10 @@ use crate::{
 
 /// Half messages of a listing that names no number.
 const TRANSACTIONS_LISTED: u32 = 100;
+/// Dead letters of one that names no number.
+const LETTERS_SHOWN: u32 = 100;
+/// Most dead letters of one call to redrive some.
+const REDRIVEN_MAX: usize = 256;
 /// Longest wait for a peer's report.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -126,6 +132,64 @@ fn transaction(detail: TransactionDetail) -> Transaction {
     }
 }
 
+fn show_dead_letters(asked: ShowDeadLettersRequest) -> Result<calls::ShowDeadLetters, Fault> {
+    let since_ms = asked.since_ms.map(|ms| u64::try_from(ms).unwrap_or(0));
+    let until_ms = asked.until_ms.map(|ms| u64::try_from(ms).unwrap_or(0));
+    let after = asked.after.map(|DeadLetterPlace { queue, offset }| calls::DeadLetterPlace { queue, offset });
+    Ok(calls::ShowDeadLetters {
+        group: group_name(&asked.group)?,
+        topic: asked.topic,
+        key: asked.key,
+        tag: asked.tag,
+        message_id: asked.message_id,
+        since_ms,
+        until_ms,
+        after,
+        max: if asked.max == 0 { LETTERS_SHOWN } else { asked.max },
+    })
+}
+
+fn redrive_dead_letters(asked: RedriveDeadLettersRequest) -> Result<calls::RedriveDeadLetters, Fault> {
+    let RedriveDeadLettersRequest { group, places, to } = asked;
+    if places.is_empty() || places.len() > REDRIVEN_MAX {
+        let text = format!("the call names {} dead letters; name 1 to {REDRIVEN_MAX}", places.len());
+        return Err(Fault::new(Code::BadRequest, text));
+    }
+    let place = |DeadLetterPlace { queue, offset }| calls::DeadLetterPlace { queue, offset };
+    let to = if to.is_empty() { to } else { topic_name(&to)? };
+    Ok(calls::RedriveDeadLetters { group: group_name(&group)?, places: places.into_iter().map(place).collect(), to })
+}
+
+fn wire_place(place: calls::DeadLetterPlace) -> DeadLetterPlace {
+    DeadLetterPlace { queue: place.queue, offset: place.offset }
+}
+
+fn redriven(one: calls::RedrivenOne) -> Redriven {
+    let calls::RedrivenOne { no, before, topic, place, message_id } = one;
+    let result = no.map_or(Ok(()), |no| Err(from_no(no)));
+    Redriven { outcome: Some(outcome(result)), before, message_id, topic, place: place.map(wire_place) }
+}
+
+fn dead_letter(letter: calls::DeadLetterDetail) -> DeadLetter {
+    let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    DeadLetter {
+        place: letter.place.map(wire_place),
+        message_id: letter.message_id,
+        keys: letter.keys,
+        tag: letter.tag,
+        body_bytes: letter.body_bytes,
+        died_ms: wire_ms(letter.died_ms),
+        redriven: letter.redriven,
+        topic: letter.topic,
+        queue: small(letter.queue),
+        offset: letter.offset,
+        sent_ms: wire_ms(letter.sent_ms),
+        attempts: small(letter.attempts),
+        reason: letter.reason,
+        consumer: letter.consumer,
+    }
+}
+
 #[async_trait]
 impl BrokerAdmin for Operators {
     async fn create_topic(&self, request: Request<CreateTopicRequest>) -> Answer<Outcome> {
@@ -157,8 +221,9 @@ impl BrokerAdmin for Operators {
 
     async fn create_group(&self, request: Request<CreateGroupRequest>) -> Answer<Outcome> {
         let until = self.until(&request);
-        let group = request.into_inner().group.unwrap_or_default();
-        let call = group_name(&group.name).map(|name| calls::CreateGroup { name, fifo: group.fifo });
+        let CreateGroupRequest { group, replace } = request.into_inner();
+        let ConsumerGroup { name, fifo, retry, .. } = group.unwrap_or_default();
+        let call = group_name(&name).map(|name| calls::CreateGroup { name, fifo, retry, replace });
         done(self.call(until, call).await)
     }
 
@@ -175,6 +240,7 @@ impl BrokerAdmin for Operators {
             name: group.name,
             fifo: group.fifo,
             created_ms: wire_ms(group.created_ms),
+            retry: group.retry,
         };
         let groups = groups.into_iter().map(group).collect();
         Ok(Response::new(ListGroupsResponse { outcome: Some(outcome(result)), groups }))
@@ -200,6 +266,40 @@ impl BrokerAdmin for Operators {
         let EndTransactionRequest { transaction_id, commit } = request.into_inner();
         let call = calls::EndTransaction { topic: None, transaction_id, commit };
         done(self.call(until, Ok(call)).await)
+    }
+
+    async fn list_dead_letters(&self, request: Request<ListDeadLettersRequest>) -> Answer<ListDeadLettersResponse> {
+        let found = self.call(self.until(&request), Ok(calls::ListDeadLetters {})).await;
+        let (result, topics) = split(found, |found| found.topics);
+        let topic = |topic: calls::DeadLetterTopic| {
+            let calls::DeadLetterTopic { group, topic, letters, redriven } = topic;
+            DeadLetterTopic { group, topic, letters, redriven }
+        };
+        let topics = topics.into_iter().map(topic).collect();
+        Ok(Response::new(ListDeadLettersResponse { outcome: Some(outcome(result)), topics }))
+    }
+
+    async fn show_dead_letters(&self, request: Request<ShowDeadLettersRequest>) -> Answer<ShowDeadLettersResponse> {
+        let until = self.until(&request);
+        let call = show_dead_letters(request.into_inner());
+        let (mut more, mut last) = (false, None);
+        let (result, letters) = split(self.call(until, call).await, |found| {
+            (more, last) = (found.more, found.last.map(wire_place));
+            found.letters
+        });
+        let letters = letters.into_iter().map(dead_letter).collect();
+        Ok(Response::new(ShowDeadLettersResponse { outcome: Some(outcome(result)), letters, more, last }))
+    }
+
+    async fn redrive_dead_letters(
+        &self,
+        request: Request<RedriveDeadLettersRequest>,
+    ) -> Answer<RedriveDeadLettersResponse> {
+        let until = self.until(&request);
+        let call = redrive_dead_letters(request.into_inner());
+        let (result, results) = split(self.call(until, call).await, |done| done.results);
+        let results = results.into_iter().map(redriven).collect();
+        Ok(Response::new(RedriveDeadLettersResponse { outcome: Some(outcome(result)), results }))
     }
 
     async fn cluster_status(&self, request: Request<ClusterStatusRequest>) -> Answer<ClusterStatusResponse> {

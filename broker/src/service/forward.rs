@@ -43,7 +43,6 @@ use crate::{
         propose::LogFuture,
         rescue::ASK_RECORD,
     },
-    machine::Refusal,
     metrics::Metrics,
     replica::Replica,
 };
@@ -215,6 +214,9 @@ impl Dispatch {
             | Failure::TopicTakes { .. }
             | Failure::DelayTooLong { .. }
             | Failure::Filter(_)
+            | Failure::Retry(_)
+            | Failure::NoDeadLetters
+            | Failure::NoOrigin
             | Failure::Unreadable(_)) => Try::Ended(Undone::Refused(failure.into())),
         }
     }
@@ -322,9 +324,9 @@ async fn succeeded(leadership: &mut watch::Receiver<LeaderView>, leader: NodeId)
     }
 }
 
-/// A refusal of the machine as it travels between nodes.
-pub(crate) fn to_no(refusal: Refusal) -> No {
-    let fault = Fault::from(refusal);
+/// A "no" as it travels between nodes.
+pub(crate) fn to_no(failure: Failure) -> No {
+    let fault = Fault::from(failure);
     No { code: fault.code as i32, message: fault.message }
 }
 

@@ -95,10 +95,10 @@ impl MessagingService for Messaging {
 
     async fn forward_message_to_dead_letter_queue(
         &self,
-        _: Request<ForwardMessageToDeadLetterQueueRequest>,
+        request: Request<ForwardMessageToDeadLetterQueueRequest>,
     ) -> Answer<ForwardMessageToDeadLetterQueueResponse> {
-        let status = not_built("ForwardMessageToDeadLetterQueue");
-        Ok(Response::new(ForwardMessageToDeadLetterQueueResponse { status }))
+        let (client, request) = open(request);
+        Ok(Response::new(self.0.forward_to_dead_letters(client, request).await))
     }
 
     async fn pull_message(&self, _: Request<PullMessageRequest>) -> Answer<Self::PullMessageStream> {

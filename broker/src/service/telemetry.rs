@@ -22,12 +22,13 @@ use super::{
     producers::Seat,
     unread::{self, Asked},
     wire::{
-        convert, settings,
+        convert,
+        settings::{self, GroupSettings},
         status::{Fault, ok},
         validate,
     },
 };
-use crate::leader::checks::Check;
+use crate::{leader::checks::Check, machine::Group};
 
 /// The answers of a Telemetry stream.
 pub(crate) type Answers = Pin<Box<dyn Stream<Item = Result<TelemetryCommand, Status>> + Send>>;
@@ -57,18 +58,18 @@ impl Service {
 
     fn settings(&self, client: &Client, asked: Settings) -> Result<Settings, Fault> {
         self.heard(client.id()?);
-        let fifo = match &asked.pub_sub {
+        let group = match &asked.pub_sub {
             Some(PubSub::Subscription(subscription)) => {
-                let group = validate::group(subscription.group.as_ref(), &client.namespace)?;
-                self.is_fifo(&group)
+                self.group(&validate::group(subscription.group.as_ref(), &client.namespace)?)
             }
-            Some(PubSub::Publishing(_)) | None => false,
+            Some(PubSub::Publishing(_)) | None => GroupSettings::default(),
         };
-        settings::reply(asked, client.language, fifo, &self.config.limits)
+        settings::reply(asked, client.language, &group, &self.config.limits)
     }
 
-    fn is_fifo(&self, group: &GroupName) -> bool {
-        self.shared.read(|machine| machine.group(group).is_some_and(crate::machine::Group::is_fifo))
+    fn group(&self, group: &GroupName) -> GroupSettings {
+        let known = |group: &Group| GroupSettings { fifo: group.is_fifo(), retry: group.retry().clone() };
+        self.shared.read(|machine| machine.group(group).map(known)).unwrap_or_default()
     }
 
     /// The client is there. Always fine: no session has to be known for it.

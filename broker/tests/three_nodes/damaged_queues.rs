@@ -54,8 +54,8 @@ async fn prepare(cluster: &Cluster, topics: &[&str]) {
         admin.create_topic(CreateTopicRequest { topic: Some(topic) }).await.expect("a topic");
     }
     for name in GROUPS {
-        let group = ConsumerGroup { name: name.into(), fifo: name == "ordered", created_ms: 0 };
-        admin.create_group(CreateGroupRequest { group: Some(group) }).await.expect("a group");
+        let group = ConsumerGroup { name: name.into(), fifo: name == "ordered", ..ConsumerGroup::default() };
+        admin.create_group(CreateGroupRequest { group: Some(group), replace: false }).await.expect("a group");
     }
 }
 

@@ -21,8 +21,8 @@ async fn prepare(cluster: &Cluster, topic: &str, kind: TopicType, group: &str, f
     let mut admin = BrokerAdminClient::new(channel(&cluster.nodes[&cluster.leader().await].bound.client));
     let topic = Topic { name: topic.into(), queues: 4, r#type: kind as i32, ..Topic::default() };
     admin.create_topic(CreateTopicRequest { topic: Some(topic) }).await.expect("a topic");
-    let group = ConsumerGroup { name: group.into(), fifo, created_ms: 0 };
-    admin.create_group(CreateGroupRequest { group: Some(group) }).await.expect("a group");
+    let group = ConsumerGroup { name: group.into(), fifo, ..ConsumerGroup::default() };
+    admin.create_group(CreateGroupRequest { group: Some(group), replace: false }).await.expect("a group");
 }
 
 fn message(topic: &str, id: u32, change: impl FnOnce(&mut Message, &mut SystemProperties)) -> Message {

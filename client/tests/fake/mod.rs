@@ -545,6 +545,37 @@ impl admin::broker_admin_server::BrokerAdmin for Voice {
         Ok(Response::new(admin::ListGroupsResponse { outcome: Some(outcome(&Answer::Fine)), groups: Vec::new() }))
     }
 
+    async fn list_dead_letters(
+        &self,
+        r: Request<admin::ListDeadLettersRequest>,
+    ) -> Result<Response<admin::ListDeadLettersResponse>, Status> {
+        self.note("list_dead_letters", &r);
+        let topic = |group: &str| admin::DeadLetterTopic { group: group.into(), ..admin::DeadLetterTopic::default() };
+        let (outcome, topics) = (Some(outcome(&self.answer().await)), vec![topic("b"), topic("a")]);
+        Ok(Response::new(admin::ListDeadLettersResponse { outcome, topics }))
+    }
+
+    async fn show_dead_letters(
+        &self,
+        r: Request<admin::ShowDeadLettersRequest>,
+    ) -> Result<Response<admin::ShowDeadLettersResponse>, Status> {
+        self.note("show_dead_letters", &r);
+        let outcome = Some(outcome(&self.answer().await));
+        let last = r.into_inner().after;
+        Ok(Response::new(admin::ShowDeadLettersResponse { outcome, last, ..Default::default() }))
+    }
+
+    async fn redrive_dead_letters(
+        &self,
+        r: Request<admin::RedriveDeadLettersRequest>,
+    ) -> Result<Response<admin::RedriveDeadLettersResponse>, Status> {
+        self.note("redrive_dead_letters", &r);
+        let outcome = Some(outcome(&self.answer().await));
+        let result = |place| admin::Redriven { place: Some(place), ..admin::Redriven::default() };
+        let results = r.into_inner().places.into_iter().map(result).collect();
+        Ok(Response::new(admin::RedriveDeadLettersResponse { outcome, results }))
+    }
+
     async fn list_transactions(
         &self,
         r: Request<admin::ListTransactionsRequest>,

@@ -374,7 +374,14 @@ impl Desk {
             let group = |reader: Reader| {
                 let name = GroupName::parse(reader.group()).expect("a name");
                 let fifo = reader == Reader::Ordered;
-                Command::PutGroup(PutGroup { name, fifo, start: StartAt::First, auto: false, replace: false })
+                Command::PutGroup(PutGroup {
+                    name,
+                    fifo,
+                    start: StartAt::First,
+                    auto: false,
+                    replace: false,
+                    retry: None,
+                })
             };
             let topic = std::iter::once(Command::PutTopic(topic));
             return Some(topic.chain(Reader::ALL.map(group)).collect());
@@ -417,6 +424,7 @@ impl Desk {
                     invisible_ms: *invisible_ms,
                     first_queue: QueueId(*first_queue),
                     attempt: Some(AttemptKey::new(attempt)),
+                    consumer: None,
                 };
                 if reader == Reader::Plain {
                     Command::Receive(receive)

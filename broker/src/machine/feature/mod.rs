@@ -2,4 +2,5 @@
 
 pub mod delay;
 pub mod pop;
+pub mod retry;
 pub mod transaction;

@@ -7,6 +7,7 @@
 //!            │  all done  │ done, or in flight │ never handed out │
 //!   in flight  offset ─▶ (visible at, serial, attempt)     ordered: its first key is `committed`
 //!   hidden     (visible at, offset)                        ordered: what has timed out stands in front
+//!   last       (visible at, offset)                        those that have no attempt left, see [`last`]
 //! ```
 //! *Done* is what lies below `next` and is not in flight: an ack out of order removes one key, and memory follows what is
 //! in flight, not the span it covers. Nothing happens when a time runs out. The next receive finds the message in front
@@ -23,10 +24,14 @@
 //! revive topic, here they are state.
 
 mod attempts;
+mod last;
 mod order;
 mod scanned;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::{BufMut, BytesMut};
 use quorate_proto::time::Timestamp;
@@ -43,8 +48,9 @@ use crate::machine::{
 
 pub use attempts::AttemptKey;
 use attempts::Attempts;
-use order::Order;
+use last::Last;
 pub use order::WAITING_MAX;
+use order::{NEVER, Order};
 use scanned::{Batches, Verdicts};
 
 /// Most messages in flight per consumer group and queue; beyond it a queue hands out nothing new.
@@ -61,11 +67,16 @@ pub(crate) struct Subscription {
 }
 
 /// Where it stands in one queue.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 struct Progress {
     next: u64,
+    /// How often the group gets a message.
+    max_attempts: u32,
     in_flight: BTreeMap<u64, Flight>,
+    /// Of what is in flight, what is handed out again when its time is over.
     hidden: BTreeSet<(Timestamp, u64)>,
+    /// And what is not.
+    last: Last,
     /// Empty for a group that does not want order; else everything in flight is in it.
     order: Order,
 }
@@ -88,7 +99,17 @@ pub struct Cursor {
 struct Flight {
     visible_at: Timestamp,
     serial: Serial,
+    /// 0 if it was handed out once and given back unseen.
     attempt: u32,
+}
+
+/// A message without an attempt left, whose time is over.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Exhausted {
+    /// Its last delivery.
+    pub handle: Handle,
+    /// Whose client id that went to, if it is known.
+    pub consumer: Option<Arc<str>>,
 }
 
 /// What an ack came to.
@@ -108,15 +129,22 @@ enum Standing {
 }
 
 impl Subscription {
-    pub(crate) fn new(topic: &Topic, start: StartAt) -> Self {
-        let queues = topic.ranges().map(|range| Progress { next: start_offset(range, start), ..Progress::default() });
+    pub(crate) fn new(topic: &Topic, start: StartAt, max_attempts: u16) -> Self {
+        let queues = topic.ranges().map(|range| Progress::new(start_offset(range, start), max_attempts));
         Self { queues: queues.collect(), attempts: Attempts::default() }
     }
 
     /// Adds the queues that the topic has got since. Whatever stands in them came later, so nothing is skipped.
-    pub(crate) fn grow(&mut self, topic: &Topic) {
+    pub(crate) fn grow(&mut self, topic: &Topic, max_attempts: u16) {
         let new = topic.ranges().skip(self.queues.len());
-        self.queues.extend(new.map(|(min, _)| Progress { next: min, ..Progress::default() }));
+        self.queues.extend(new.map(|(min, _)| Progress::new(min, max_attempts)));
+    }
+
+    /// The group gets a message so often from now on: what is in flight may have attempts left again, or none any more.
+    pub(crate) fn set_max_attempts(&mut self, max_attempts: u16) {
+        for progress in &mut self.queues {
+            progress.set_max_attempts(max_attempts.into());
+        }
     }
 
     /// Hands out what `receive` asks for. Takes serials from `issued` on.
@@ -225,11 +253,59 @@ impl Subscription {
             return Err(Refusal::ReceiptExpired);
         };
         let serial = if renew { flight.serial } else { take_serial(issued) };
-        progress.hide(handle.offset.0, flight.visible_at, Flight { visible_at, serial, ..flight });
+        progress.hide(handle.offset.0, flight, Flight { visible_at, serial, ..flight });
         if !renew {
             self.attempts.retire(flight.serial);
         }
         Ok(Handle { serial, attempt: flight.attempt, ..*handle })
+    }
+
+    /// The delivery reached nobody: it does not count, and the message is visible at `visible_at`.
+    pub(crate) fn give_back(&mut self, handle: &Handle, visible_at: Timestamp, issued: Serial) -> Result<(), Refusal> {
+        let progress = self.queue_mut(handle.queue).ok_or(Refusal::ReceiptInvalid)?;
+        let Standing::Held(flight) = progress.standing(handle, issued)? else {
+            return Err(Refusal::ReceiptExpired);
+        };
+        let attempt = flight.attempt.saturating_sub(1);
+        progress.hide(handle.offset.0, flight, Flight { visible_at, attempt, ..flight });
+        self.attempts.retire(flight.serial);
+        Ok(())
+    }
+
+    /// Whether the delivery ends as a dead letter: on its consumer's word (`forwarded`), else when it was the last one and its time is over.
+    /// False if the message is done.
+    pub(crate) fn check_dead(
+        &self,
+        handle: &Handle,
+        forwarded: bool,
+        now: Timestamp,
+        issued: Serial,
+    ) -> Result<bool, Refusal> {
+        let progress = self.queues.get(usize::from(handle.queue.0)).ok_or(Refusal::ReceiptInvalid)?;
+        match progress.standing(handle, issued)? {
+            Standing::Done => Ok(false),
+            Standing::Held(flight) if forwarded || progress.is_last(flight) && flight.visible_at <= now => Ok(true),
+            Standing::Held(_) => Err(Refusal::AttemptsLeft),
+        }
+    }
+
+    /// At most `max` messages without an attempt left whose time is over at `now`.
+    pub(crate) fn exhausted(&self, group: GroupId, topic: TopicId, now: Timestamp, max: usize) -> Vec<Exhausted> {
+        let mut found = Vec::new();
+        for (queue, progress) in (0..).map(QueueId).zip(&self.queues) {
+            let over = progress.last.over(now).take(max - found.len());
+            found.extend(over.map(|offset| {
+                let flight = &progress.in_flight[&offset];
+                let consumer = progress.last.consumer(offset).cloned();
+                Exhausted { handle: flight.delivery(group, topic, queue, offset).handle, consumer }
+            }));
+        }
+        found
+    }
+
+    /// Of how many queues it keeps the progress.
+    pub(crate) fn queue_count(&self) -> usize {
+        self.queues.len()
     }
 
     /// Counts everything before `offset` as done; never goes back.
@@ -363,16 +439,17 @@ struct HandOut<'a> {
     group: GroupId,
     topic: TopicId,
     visible_at: Timestamp,
+    consumer: Option<&'a Arc<str>>,
     max: usize,
     issued: &'a mut Serial,
     deliveries: Vec<Delivery>,
 }
 
 impl<'a> HandOut<'a> {
-    fn new(receive: &Receive, now: Timestamp, issued: &'a mut Serial) -> Self {
+    fn new(receive: &'a Receive, now: Timestamp, issued: &'a mut Serial) -> Self {
         let visible_at = Timestamp(now.0.saturating_add(receive.invisible_ms));
         let (group, topic, max) = (receive.group, receive.topic, usize::from(receive.max));
-        Self { group, topic, visible_at, max, issued, deliveries: Vec::new() }
+        Self { group, topic, visible_at, consumer: receive.consumer.as_ref(), max, issued, deliveries: Vec::new() }
     }
 
     fn left(&self) -> usize {
@@ -396,6 +473,53 @@ impl Flight {
 }
 
 impl Progress {
+    fn new(next: u64, max_attempts: u16) -> Self {
+        Self {
+            next,
+            max_attempts: max_attempts.into(),
+            in_flight: BTreeMap::new(),
+            hidden: BTreeSet::new(),
+            last: Last::default(),
+            order: Order::default(),
+        }
+    }
+
+    /// Nobody gets the message again after this delivery.
+    fn is_last(&self, flight: Flight) -> bool {
+        flight.attempt >= self.max_attempts
+    }
+
+    /// When time alone lets the message group of a delivery go on.
+    fn frees_at(&self, flight: Flight) -> Timestamp {
+        if self.is_last(flight) { NEVER } else { flight.visible_at }
+    }
+
+    fn set_max_attempts(&mut self, max_attempts: u32) {
+        self.max_attempts = max_attempts;
+        let last = std::mem::take(&mut self.last);
+        self.hidden.clear();
+        for (offset, flight) in self.in_flight.clone() {
+            self.note(offset, flight);
+            if let Some(consumer) = last.consumer(offset).filter(|_| self.is_last(flight)) {
+                self.last.note(offset, consumer);
+            }
+            self.order.hide(offset, self.frees_at(flight));
+        }
+    }
+
+    fn note(&mut self, offset: u64, flight: Flight) {
+        if self.is_last(flight) {
+            self.last.add(offset, flight.visible_at);
+        } else {
+            self.hidden.insert((flight.visible_at, offset));
+        }
+    }
+
+    fn forget(&mut self, offset: u64, flight: Flight) {
+        self.hidden.remove(&(flight.visible_at, offset));
+        self.last.forget(offset, flight.visible_at);
+    }
+
     fn committed(&self) -> u64 {
         let in_flight = self.in_flight.first_key_value().map_or(self.next, |(offset, _)| *offset);
         self.order.first_waiting().map_or(in_flight, |waiting| waiting.min(in_flight))
@@ -438,16 +562,25 @@ impl Progress {
         out: &mut HandOut<'_>,
         attempts: &mut Attempts,
     ) {
-        let flight = out.deliver(queue, offset, old.attempt.saturating_add(1));
-        self.hide(offset, old.visible_at, flight);
+        let forgotten = cfg!(feature = "mutant-attempt-forgotten") && offset.is_multiple_of(3);
+        let flight = out.deliver(queue, offset, old.attempt.saturating_add(u32::from(!forgotten)));
+        self.hide(offset, old, flight);
+        self.note_consumer(offset, flight, out);
         attempts.retire(old.serial);
     }
 
     fn deliver_new(&mut self, queue: QueueId, offset: u64, out: &mut HandOut<'_>) -> Flight {
         let flight = out.deliver(queue, offset, 1);
         self.in_flight.insert(offset, flight);
-        self.hidden.insert((flight.visible_at, offset));
+        self.note(offset, flight);
+        self.note_consumer(offset, flight, out);
         flight
+    }
+
+    fn note_consumer(&mut self, offset: u64, flight: Flight, out: &HandOut<'_>) {
+        if let Some(consumer) = out.consumer.filter(|_| self.is_last(flight)) {
+            self.last.note(offset, consumer);
+        }
     }
 
     fn hand_out_new(&mut self, queue: QueueId, end: u64, out: &mut HandOut<'_>) {
@@ -458,17 +591,21 @@ impl Progress {
         self.next += count;
     }
 
-    fn hide(&mut self, offset: u64, visible_before: Timestamp, flight: Flight) {
-        self.hidden.remove(&(visible_before, offset));
-        self.hidden.insert((flight.visible_at, offset));
+    fn hide(&mut self, offset: u64, before: Flight, flight: Flight) {
+        if self.is_last(before) && self.is_last(flight) {
+            self.last.take(offset, before.visible_at);
+        } else {
+            self.forget(offset, before);
+        }
+        self.note(offset, flight);
         self.in_flight.insert(offset, flight);
-        self.order.hide(offset, flight.visible_at);
+        self.order.hide(offset, self.frees_at(flight));
     }
 
     /// The message is done. True if that lets its message group go on.
     fn settle(&mut self, offset: u64, flight: Flight, now: Timestamp) -> bool {
         self.in_flight.remove(&offset);
-        self.hidden.remove(&(flight.visible_at, offset));
+        self.forget(offset, flight);
         self.order.settle(offset, now)
     }
 
@@ -490,7 +627,7 @@ impl Progress {
         self.order.settle_below(offset, now);
         while let Some(first) = self.in_flight.first_entry().filter(|first| *first.key() < offset) {
             let (offset, flight) = first.remove_entry();
-            self.hidden.remove(&(flight.visible_at, offset));
+            self.forget(offset, flight);
             attempts.retire(flight.serial);
         }
     }
@@ -508,18 +645,25 @@ impl Subscription {
                 out.put_u64_le(flight.serial.0);
                 out.put_u32_le(flight.attempt);
             }
+            progress.last.save(out);
             progress.order.save(out);
         }
         self.attempts.save(out);
     }
 
-    pub(crate) fn load(topic: &Topic, fifo: bool, issued: Serial, reader: &mut Reader) -> Result<Self, DecodeError> {
+    pub(crate) fn load(
+        topic: &Topic,
+        (fifo, max_attempts): (bool, u16),
+        issued: Serial,
+        reader: &mut Reader,
+    ) -> Result<Self, DecodeError> {
         let count = reader.count(16)?;
         if count > usize::from(QUEUES_MAX.min(topic.queues())) {
             return Err(reader.error("progress in more queues than the topic has"));
         }
         let ends = topic.ranges().map(|(_, end)| end).take(count);
-        let queues = ends.map(|end| Progress::load(end, fifo, issued, reader)).collect::<Result<_, _>>()?;
+        let load = |end| Progress::load(end, (fifo, max_attempts), issued, reader);
+        let queues = ends.map(load).collect::<Result<_, _>>()?;
         let mut subscription = Self { queues, attempts: Attempts::default() };
         let mut in_flight = BTreeMap::new();
         for (queue, progress) in (0..).map(QueueId).zip(&subscription.queues) {
@@ -535,8 +679,13 @@ impl Subscription {
 }
 
 impl Progress {
-    fn load(end: u64, fifo: bool, issued: Serial, reader: &mut Reader) -> Result<Self, DecodeError> {
-        let mut progress = Self { next: reader.u64()?, ..Self::default() };
+    fn load(
+        end: u64,
+        (fifo, max_attempts): (bool, u16),
+        issued: Serial,
+        reader: &mut Reader,
+    ) -> Result<Self, DecodeError> {
+        let mut progress = Self::new(reader.u64()?, max_attempts);
         if progress.next > end {
             return Err(reader.error("progress behind the end of its queue"));
         }
@@ -546,16 +695,18 @@ impl Progress {
             let visible_at = Timestamp(reader.u64()?);
             let serial = Serial(reader.u64()?);
             let attempt = reader.u32()?;
-            if offset < behind || offset >= progress.next || serial >= issued || attempt == 0 {
+            if offset < behind || offset >= progress.next || serial >= issued {
                 return Err(reader.error("a delivery that cannot be"));
             }
             behind = offset + 1;
-            progress.in_flight.insert(offset, Flight { visible_at, serial, attempt });
-            progress.hidden.insert((visible_at, offset));
+            let flight = Flight { visible_at, serial, attempt };
+            progress.in_flight.insert(offset, flight);
+            progress.note(offset, flight);
         }
-        let visible_at = |offset| progress.in_flight.get(&offset).map(|flight| flight.visible_at);
+        progress.last.load_consumers(reader)?;
+        let frees_at = |offset| progress.in_flight.get(&offset).map(|flight| progress.frees_at(*flight));
         let in_order = if fifo { progress.in_flight.len() } else { 0 };
-        let order = Order::load(in_order, visible_at, progress.next, reader)?;
+        let order = Order::load(in_order, frees_at, progress.next, reader)?;
         if !fifo && !order.is_empty() {
             return Err(reader.error("message groups of a consumer group without order"));
         }

@@ -5,9 +5,6 @@
 //! delivery is added, and the digest: MD5, the only one that every official client understands, unless the sender gave that. Hashing
 //! costs more than the rest of a send, and between the two the log's own check sums watch over the body. Pure.
 
-use std::collections::BTreeMap;
-
-use bytes::Bytes;
 use prost::Message as _;
 use quorate_proto::v2::{self, Code, DigestType, Encoding, MessageType, SystemProperties};
 use sha1::Digest as _;
@@ -17,22 +14,10 @@ use crate::{
     leader::{
         calls::{Delivered, Outgoing},
         checks::Check,
+        letter::StoredMessage,
     },
     machine::{MessageGroup, TopicKind, handle::to_hex, tag_hash},
 };
-
-/// `apache.rocketmq.v2.Message` with its properties in order, so that equal messages have equal bytes in every process.
-#[derive(Clone, PartialEq, prost::Message)]
-struct StoredMessage {
-    #[prost(message, optional, tag = "1")]
-    topic: Option<v2::Resource>,
-    #[prost(btree_map = "string, string", tag = "2")]
-    user_properties: BTreeMap<String, String>,
-    #[prost(message, optional, tag = "3")]
-    system_properties: Option<SystemProperties>,
-    #[prost(bytes = "bytes", tag = "4")]
-    body: Bytes,
-}
 
 /// Makes the record of a message that has passed [`super::validate::message`].
 ///
@@ -179,6 +164,8 @@ fn md5_of(body: &[u8]) -> v2::Digest {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     fn message(digest: Option<(DigestType, &str)>) -> v2::Message {

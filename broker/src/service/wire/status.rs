@@ -73,6 +73,7 @@ pub(crate) fn refusal_code(refusal: &Refusal) -> Code {
             Code::InvalidTransactionId
         }
         Refusal::TransactionEnded { .. } | Refusal::CheckedSince | Refusal::BodyNeeded => Code::PreconditionFailed,
+        Refusal::AttemptsLeft | Refusal::Redriven => Code::PreconditionFailed,
         Refusal::TooManyTopics { .. }
         | Refusal::TooManyGroups { .. }
         | Refusal::TopicExists { .. }
@@ -116,6 +117,9 @@ impl From<Failure> for Fault {
             Failure::TopicTakes { .. } => Self::new(Code::MessagePropertyConflictWithType, failure.to_string()),
             Failure::DelayTooLong { .. } => Self::new(Code::IllegalDeliveryTime, failure.to_string()),
             Failure::Filter(_) => Self::new(Code::IllegalFilterExpression, failure.to_string()),
+            Failure::Retry(_) => Self::new(Code::BadRequest, failure.to_string()),
+            Failure::NoDeadLetters => Self::new(Code::NotFound, failure.to_string()),
+            Failure::NoOrigin => Self::new(Code::PreconditionFailed, failure.to_string()),
             Failure::Unreadable(_) => Self::new(Code::InternalServerError, failure.to_string()),
         }
     }
@@ -148,6 +152,8 @@ mod tests {
             (Refusal::TransactionForgotten, 40008),
             (Refusal::TransactionEnded { ended: crate::machine::Resolution::Commit }, 42800),
             (Refusal::CheckedSince, 42800),
+            (Refusal::AttemptsLeft, 42800),
+            (Refusal::Redriven, 42800),
             (Refusal::BodyNeeded, 42800),
             (Refusal::TooManyAutoTopics { max: 1000 }, 40402),
             (Refusal::TooManyAutoGroups { max: 1000 }, 40403),

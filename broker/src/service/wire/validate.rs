@@ -7,7 +7,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use quorate_proto::{
-    names::{GroupName, NameError, TopicName},
+    names::{DEAD_LETTER_PREFIX, GroupName, NameError, TopicName},
     v2::{self, Code, FilterType, MessageType},
 };
 
@@ -91,7 +91,14 @@ const RESERVED_PROPERTY_KEYS: [&str; 49] = [
 /// The topic a request names; `namespace` is what the `x-mq-namespace` header says, for clients that leave the resource's empty.
 pub(crate) fn topic(resource: Option<&v2::Resource>, namespace: &str) -> Result<TopicName, Fault> {
     let illegal = |error: NameError| Fault::new(Code::IllegalTopic, error.to_string());
-    with_namespace(resource, namespace, |name| TopicName::parse(name).map_err(illegal))
+    let parse = |name: &str| TopicName::parse(name).map_err(illegal);
+    // The dead letters of a consumer group of a namespace: it is the group's name that carries the namespace, as in RocketMQ.
+    let group = resource.and_then(|resource| resource.name.strip_prefix(DEAD_LETTER_PREFIX));
+    if let (Some(resource), Some(group)) = (resource, group) {
+        let group = v2::Resource { name: group.to_owned(), ..resource.clone() };
+        return with_namespace(Some(&group), namespace, |name| parse(&format!("{DEAD_LETTER_PREFIX}{name}")));
+    }
+    with_namespace(resource, namespace, parse)
 }
 
 /// The consumer group a request names.

@@ -22,6 +22,9 @@ use crate::machine::{
 /// Most messages of a queue that wait for their message group, per consumer group; beyond it the cursor stops.
 pub const WAITING_MAX: usize = 16_384;
 
+/// When time lets a message group go on that holds a message without an attempt left: only its end as a dead letter does.
+pub(super) const NEVER: Timestamp = Timestamp(u64::MAX);
+
 /// The message groups of one queue that are under way.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub(super) struct Order {
@@ -35,7 +38,7 @@ pub(super) struct Order {
 /// One message group.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 struct Lane {
-    /// In flight: offset and when it becomes visible.
+    /// In flight: offset and when it becomes visible, [`NEVER`] without an attempt left.
     held: BTreeMap<u64, Timestamp>,
     waiting: BTreeSet<u64>,
     /// The latest time in `held`; without any, when the last of them was done.
@@ -74,9 +77,9 @@ impl Order {
         self.free_at.range(..=(now, MessageGroup(u64::MAX))).map(|(_, group)| *group)
     }
 
-    /// When the next message group becomes free; that may have passed already.
+    /// When the next message group becomes free by time; that may have passed already.
     pub(super) fn next_free(&self) -> Option<Timestamp> {
-        self.free_at.first().map(|(at, _)| *at)
+        self.free_at.first().map(|(at, _)| *at).filter(|at| *at != NEVER)
     }
 
     /// The messages of a group that were handed out or passed, in order.

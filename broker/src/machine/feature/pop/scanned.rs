@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quorate_proto::time::Timestamp;
 
-use super::{Attempts, HandOut, IN_FLIGHT_MAX, Progress, order::WAITING_MAX};
+use super::{Attempts, Flight, HandOut, IN_FLIGHT_MAX, Progress, order::WAITING_MAX};
 use crate::machine::{
     command::{Scan, Verdict},
     ids::{MessageGroup, QueueId},
@@ -55,9 +55,8 @@ impl Progress {
         attempts: &mut Attempts,
     ) {
         for (offset, wanted) in verdicts.in_queue(queue) {
-            let Some(flight) = self.in_flight.get(&offset).copied().filter(|flight| flight.visible_at <= now) else {
-                continue;
-            };
+            let may_go = |flight: &Flight| flight.visible_at <= now && !self.is_last(*flight);
+            let Some(flight) = self.in_flight.get(&offset).copied().filter(may_go) else { continue };
             if !wanted {
                 self.settle(offset, flight, now);
                 attempts.retire(flight.serial);
@@ -105,7 +104,7 @@ impl Progress {
                 match (wanted, self.in_flight.get(&offset).copied()) {
                     (None, _) => false,
                     (Some(false), flight) => {
-                        self.pass_over(offset, flight.map(|flight| flight.visible_at), now);
+                        self.pass_over(offset, flight, now);
                         flight.inspect(|flight| attempts.retire(flight.serial));
                         true
                     }
@@ -117,7 +116,7 @@ impl Progress {
                     (Some(true), None) if self.in_flight.len() >= IN_FLIGHT_MAX => false,
                     (Some(true), None) => {
                         let flight = self.deliver_new(queue, offset, out);
-                        self.order.hold(group, offset, flight.visible_at);
+                        self.order.hold(group, offset, self.frees_at(flight));
                         true
                     }
                 }
@@ -151,7 +150,7 @@ impl Progress {
                     return;
                 }
                 let flight = self.deliver_new(scan.queue, offset, out);
-                self.order.hold(group, offset, flight.visible_at);
+                self.order.hold(group, offset, self.frees_at(flight));
                 batches.0.insert(place);
             } else {
                 if self.order.waiting_count() >= WAITING_MAX {
@@ -169,10 +168,10 @@ impl Progress {
         (scan.from.0 <= self.next).then(|| scan.end.0.min(end))
     }
 
-    fn pass_over(&mut self, offset: u64, visible_at: Option<Timestamp>, now: Timestamp) {
-        if let Some(visible_at) = visible_at {
+    fn pass_over(&mut self, offset: u64, flight: Option<Flight>, now: Timestamp) {
+        if let Some(flight) = flight {
             self.in_flight.remove(&offset);
-            self.hidden.remove(&(visible_at, offset));
+            self.forget(offset, flight);
         }
         self.order.settle(offset, now);
     }
