@@ -44,11 +44,10 @@ pub(super) fn of(config: &BrokerConfig, key: &str) -> Option<String> {
     if key == "node.number" {
         return Some(format!("1 to {}", u16::MAX));
     }
-    let found = tables(config).into_iter().find_map(|(rows, text)| {
+    tables(config).into_iter().find_map(|(rows, text)| {
         let (_, _, least, most) = rows.into_iter().find(|row| row.0 == key)?;
         Some(format!("{} to {}", text(least), text(most)))
-    });
-    found
+    })
 }
 
 /// Rows of one kind of value, and how such a value is written.

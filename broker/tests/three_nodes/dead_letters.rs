@@ -177,7 +177,7 @@ async fn what_a_consumer_gives_up_is_a_dead_letter_at_once_and_its_message_group
     assert_eq!(fail(&mut client, &second).await, 20000);
     let third = next(&mut client).await;
     assert_eq!((attempt(&third), bodies(std::slice::from_ref(&third))), (1, vec!["body 3".to_owned()]));
-    assert_eq!(ack(&mut client, &[third.clone()]).await, [20000]);
+    assert_eq!(ack(&mut client, std::slice::from_ref(&third)).await, [20000]);
     assert_eq!(forward(&mut client, "t", &handle(&third)).await, 20000, "it is done");
 
     let dead = letters_become(&mut operator, 2).await;
