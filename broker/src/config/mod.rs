@@ -162,7 +162,7 @@ pub struct RetentionConfig {
     /// Size of the log per node. Default `0`: no limit. Reached, the oldest whole segments are dropped; needs two segments at least.
     #[serde(with = "units::bytes")]
     pub log_bytes_max: u64,
-    /// Age of a segment's newest message. Default `72h`, RocketMQ's; `0` keeps messages for ever.
+    /// Age of a segment's newest message. Default `7d` (RocketMQ's own is 72 h); `0` keeps messages for ever.
     #[serde(with = "units::duration")]
     pub age_max: Duration,
 }
@@ -267,7 +267,7 @@ impl Default for StorageConfig {
 
 impl Default for RetentionConfig {
     fn default() -> Self {
-        Self { log_bytes_max: 0, age_max: Duration::from_secs(72 * 60 * 60) }
+        Self { log_bytes_max: 0, age_max: Duration::from_secs(7 * 24 * 60 * 60) }
     }
 }
 
