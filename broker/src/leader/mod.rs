@@ -19,6 +19,7 @@ pub(crate) mod propose;
 pub(crate) mod pump;
 pub(crate) mod rescue;
 mod scanned;
+pub(crate) mod space;
 mod term;
 pub(crate) mod timer;
 mod transactions;
@@ -29,7 +30,7 @@ use quorate_raft::{Group, ProposeError};
 
 pub(crate) use self::names::kind_of;
 pub(crate) use self::term::{PeerClocks, RaftLog, TermClock};
-use self::{mend::Mending, planner::Planner, propose::Proposer};
+use self::{mend::Mending, planner::Planner, propose::Proposer, space::Space};
 use crate::{
     config::{BrokerConfig, units::format_duration},
     machine::{ClusterHash, Refusal, Reply, TopicKind},
@@ -68,6 +69,9 @@ pub(crate) enum Failure {
     /// The filter cannot be read.
     #[error("{0}")]
     Filter(filter::FilterError),
+    /// There is no room for anything more; nothing has changed.
+    #[error("{0}")]
+    DiskFull(String),
     /// A message is stored and could not be read.
     #[error("a stored message could not be read: {0}")]
     Unreadable(String),
@@ -95,6 +99,7 @@ pub(crate) struct Leader {
     proposer: Proposer,
     planner: Planner,
     mending: Mending,
+    space: Arc<Space>,
     clock: Arc<TermClock>,
     config: Arc<BrokerConfig>,
     cluster: ClusterHash,
@@ -109,13 +114,14 @@ impl Leader {
         shared: Shared,
         proposer: Proposer,
         clock: Arc<TermClock>,
+        space: Arc<Space>,
         config: Arc<BrokerConfig>,
         metrics: Arc<Metrics>,
         to_no: ToNo,
     ) -> Self {
         let cluster = ClusterHash::of(&config.node.cluster);
         let (planner, mending) = (Planner::default(), Mending::default());
-        Self { group, shared, proposer, planner, mending, clock, config, cluster, metrics, to_no }
+        Self { group, shared, proposer, planner, mending, space, clock, config, cluster, metrics, to_no }
     }
 
     /// Proposes one command and gives its reply; a refusal is a failure.

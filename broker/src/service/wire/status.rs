@@ -116,7 +116,8 @@ impl From<Failure> for Fault {
             Failure::TopicTakes { .. } => Self::new(Code::MessagePropertyConflictWithType, failure.to_string()),
             Failure::DelayTooLong { .. } => Self::new(Code::IllegalDeliveryTime, failure.to_string()),
             Failure::Filter(_) => Self::new(Code::IllegalFilterExpression, failure.to_string()),
-            Failure::Unreadable(_) => Self::new(Code::InternalServerError, failure.to_string()),
+            // What RocketMQ's proxy answers for it; its clients repeat it twice or so and then show the text.
+            Failure::DiskFull(_) | Failure::Unreadable(_) => Self::new(Code::InternalServerError, failure.to_string()),
         }
     }
 }
@@ -185,6 +186,7 @@ mod tests {
         let illegal = Filter::parse(FilterKind::Tag, "a | b").expect_err("a single bar");
         assert_eq!(Fault::from(Failure::Filter(illegal)).code as i32, 40010);
         assert_eq!(Fault::from(Failure::Unreadable("x".into())).code as i32, 50001);
+        assert_eq!(Fault::from(Failure::DiskFull("x".into())).code as i32, 50001);
     }
 
     #[test]
