@@ -26,7 +26,7 @@ mod session;
 pub mod store;
 pub mod waiters;
 
-pub use config::{BrokerConfig, ConfigError};
+pub use config::{BrokerConfig, ConfigError, OnFull};
 pub use http::scrape::Beside;
 pub use leader::clock::{LogClock, Reading};
 pub use run::{Bound, BoundListener, Doors, RunError, run, run_beside};

@@ -6,7 +6,10 @@
 
 pub mod traffic;
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicI64, Ordering},
+};
 
 use quorate_raft::declare_metrics;
 pub use quorate_raft::metrics::{Counter, Family, Histogram, Kind, Metric, Sample, Spread, Value};
@@ -124,6 +127,14 @@ metrics! {
     renewed: Counter = "quorate_broker_deliveries_renewed_total",
     /// Distance of this leader's clock from its nearest peer's, when it is more than ten seconds.
     clock_off_seconds: Gauge = "quorate_broker_clock_off_seconds",
+    /// 1 while sends are taken as far as this node knows, 0 while they are refused because disks are full.
+    writable: Gauge = "quorate_broker_disk_writable",
+    /// Sends and new topics refused because disks are full.
+    refused_disk_full: Counter = "quorate_broker_refused_disk_full_total",
+    /// Messages that retention dropped although a group of their topic, or everybody, had not consumed them; counted by the leader.
+    dropped_unconsumed: Counter = "quorate_broker_messages_dropped_unconsumed_total",
+    /// Seconds until the oldest segment is dropped, where that would lose unconsumed messages; -1 if that is not near. Told by the leader only.
+    losing_seconds: Gauge = "quorate_broker_losing_seconds",
     /// Name servers that took this node's latest registration.
     registered: Gauge = "quorate_broker_name_servers_registered",
     /// Registrations that a name server did not take.
@@ -181,6 +192,8 @@ declare_metrics! {
     DEDUP_REPEATS = Gauge "quorate_broker_dedup_repeats" [];
     /// Sends whose ids were known with another body and that were stored as new messages, since the group was born.
     DEDUP_COLLISIONS = Gauge "quorate_broker_dedup_collisions" [];
+    /// Messages that the group has not consumed and that are about to be dropped; without a group those that no group has read. Told by the leader only.
+    LOSING = Gauge "quorate_broker_losing_messages" ["topic", "consumer_group"];
     /// Free bytes of the file system that holds the data directory.
     DISK_FREE = Gauge "quorate_broker_disk_free_bytes" [];
     /// Used bytes of that file system.
@@ -325,6 +338,8 @@ pub(crate) struct Detail {
     pub latencies: Latencies,
     pub message_size: Histogram,
     pub traffic: Traffic,
+    /// Who is about to lose how many messages, by topic and group.
+    pub losing: Mutex<Vec<([String; 2], u64)>>,
 }
 
 impl Default for Detail {
@@ -337,6 +352,7 @@ impl Default for Detail {
             latencies: Latencies::default(),
             message_size: Histogram::of(&SIZES),
             traffic: Traffic::default(),
+            losing: Mutex::default(),
         }
     }
 }
@@ -349,6 +365,7 @@ impl Metrics {
             labels: vec!["grpc".to_owned(), (*method).to_owned()],
             value: Value::Spread(histogram.read()),
         });
+        let losing = detail.losing.lock().unwrap_or_else(PoisonError::into_inner);
         let calls = detail.sends.read("SendMessage").chain(detail.receives.read("ReceiveMessage"));
         let spread = [
             BATCH_COMMANDS.spreads(&detail.batch_commands),
@@ -356,6 +373,7 @@ impl Metrics {
             CALLS.each(calls),
             Family { metric: RPC_LATENCY, samples: latencies.collect() },
             MESSAGE_SIZE.spreads(&detail.message_size),
+            LOSING.each(losing.iter().map(|(labels, messages)| (labels.to_vec(), *messages as f64))),
         ];
         self.plain().chain(spread).chain(detail.traffic.read()).collect()
     }

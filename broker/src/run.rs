@@ -31,11 +31,12 @@ use crate::{
         scrape::{Beside, Scrape},
     },
     leader::{
-        Leader, PeerClocks, RaftLog, TermClock,
+        Instruments, Leader, PeerClocks, RaftLog, TermClock,
         checks::Checker,
         dead_letters::Undertaker,
         propose::{Proposer, ProposerTask},
         pump::Pump,
+        space::Space,
         timer::Timer,
     },
     metrics::Metrics,
@@ -269,6 +270,7 @@ struct Node {
     addresses: Addresses,
     clock: Arc<TermClock>,
     peers: Arc<dyn PeerClocks>,
+    space: Arc<Space>,
     /// Told to stop, though perhaps still needed.
     stopping: CancellationToken,
     leader: Arc<Leader>,
@@ -285,23 +287,25 @@ impl Node {
         let (desk, stopping) = (Desk::default(), CancellationToken::new());
         let (group, shared) = start_group(&config, doors, addresses.to_string(), desk.clone()).await?;
         let clock = Arc::new(TermClock::new(doors.clock.clone(), metrics.clone()));
+        let space = Arc::new(Space::new(&config, doors.disk.clone(), metrics.clone()));
         let (proposing, proposer) = Proposer::new(&config.limits, metrics.clone());
         let leader = Arc::new(Leader::new(
             group.clone(),
             shared.clone(),
             proposing,
-            clock.clone(),
+            Instruments { clock: clock.clone(), space: space.clone(), metrics: metrics.clone() },
             config.clone(),
-            metrics.clone(),
             to_no,
         ));
         let producers = Arc::new(Streams::default());
-        let reporter = Reporter::new(group.clone(), doors.clock.clone(), addresses.own.clone(), &config);
+        let own = addresses.own.clone();
+        let reporter = Reporter::new(group.clone(), doors.clock.clone(), space.clone(), own, &config);
         let report = reporter.clone();
         desk.staff(DeskParts {
             group: group.clone(),
             leader: leader.clone(),
             clock: clock.clone(),
+            space: space.clone(),
             producers: producers.clone(),
             report: Arc::new(move || report.report()),
             stopping: stopping.clone(),
@@ -325,7 +329,7 @@ impl Node {
             config,
         });
         let peers = Arc::new(AskPeers(group.clone()));
-        Ok((Self { group, shared, service, addresses, clock, peers, stopping, leader }, proposer))
+        Ok((Self { group, shared, service, addresses, clock, peers, space, stopping, leader }, proposer))
     }
 
     /// Runs every task until `shutdown` or a fault.
@@ -355,6 +359,8 @@ impl Node {
             config: self.service.config.clone(),
             leader: self.leader.clone(),
         };
+        tasks.spawn("space", self.space.clone().watch(self.group.clone(), leaving.clone()));
+        tasks.spawn("space of the others", self.space.clone().ask(self.group.clone(), leaving.clone()));
         tasks.spawn("pump", pump.run(leaving.clone()));
         tasks.spawn("timer", Timer { leader: self.leader.clone() }.run(leaving.clone()));
         let producers = AskProducers { group: self.group.clone(), streams: self.service.producers.clone() };
@@ -384,8 +390,8 @@ impl Node {
         };
         let ended = tokio::select! {
             () = leave => Ok(()),
-            reason = self.group.fatal() => Err(RunError::Fatal(reason)),
-            reason = self.shared.given_up() => Err(RunError::Fatal(reason)),
+            reason = self.group.fatal() => Err(RunError::Fatal(self.space.explain(reason))),
+            reason = self.shared.given_up() => Err(RunError::Fatal(self.space.explain(reason))),
             error = tasks.failed() => Err(error),
         };
         leaving.cancel();

@@ -25,7 +25,7 @@ use quorate_proto::{
         receive_message_response::Content,
     },
 };
-use quorate_raft::{RealDisk, TcpNetwork};
+use quorate_raft::{Disk, RealDisk, TcpNetwork};
 use tokio::{runtime::Runtime, sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, transport::Channel};
@@ -34,6 +34,8 @@ use tonic::{Request, transport::Channel};
 mod damaged_queues;
 #[path = "three_nodes/dead_letters.rs"]
 mod dead_letters;
+#[path = "three_nodes/full_disk.rs"]
+mod full_disk;
 #[path = "three_nodes/order_and_filters.rs"]
 mod order_and_filters;
 #[path = "three_nodes/transactions.rs"]
@@ -58,6 +60,7 @@ impl Drop for Node {
 struct Cluster {
     nodes: BTreeMap<u16, Node>,
     configs: BTreeMap<u16, BrokerConfig>,
+    disks: BTreeMap<u16, Arc<dyn Disk>>,
     _directory: tempfile::TempDir,
 }
 
@@ -76,6 +79,11 @@ fn free_ports(count: usize) -> Vec<u16> {
 impl Cluster {
     /// Three nodes that have a leader.
     async fn start(change: impl Fn(&mut BrokerConfig)) -> Self {
+        Self::start_on(BTreeMap::new(), change).await
+    }
+
+    /// With these disks instead of the real one.
+    async fn start_on(disks: BTreeMap<u16, Arc<dyn Disk>>, change: impl Fn(&mut BrokerConfig)) -> Self {
         let _ = tracing_subscriber::fmt().with_env_filter("warn,openraft=off").with_test_writer().try_init();
         let directory = tempfile::tempdir().expect("a directory");
         let ports = free_ports(3);
@@ -92,10 +100,12 @@ impl Cluster {
             config.storage.data_dir = directory.path().join(number.to_string());
             config.storage.segment_bytes = 32 << 20;
             config.limits.invisible_min = Duration::from_secs(1);
+            // The tests run on full machines, too.
+            (config.retention.disk_warn_percent, config.retention.disk_full_percent) = (97, 99);
             change(&mut config);
             configs.insert(number, config);
         }
-        let mut cluster = Self { nodes: BTreeMap::new(), configs, _directory: directory };
+        let mut cluster = Self { nodes: BTreeMap::new(), configs, disks, _directory: directory };
         for number in 1..=3 {
             cluster.open(number).await;
         }
@@ -109,7 +119,7 @@ impl Cluster {
         let config = self.configs[&number].clone();
         let doors = Doors {
             clock: Arc::new(SystemClock::new()),
-            disk: Arc::new(RealDisk),
+            disk: self.disks.get(&number).cloned().unwrap_or_else(|| Arc::new(RealDisk)),
             peers: Arc::new(TcpNetwork),
             net: Arc::new(TcpNet),
             raft_runtime: None,

@@ -106,6 +106,7 @@ struct NodeFile<'a> {
     node: Node<'a>,
     network: Network<'a>,
     storage: Storage<'a>,
+    retention: Retention,
     name_server: NameServer<'a>,
 }
 
@@ -129,6 +130,13 @@ struct Storage<'a> {
     data_dir: &'a Path,
 }
 
+/// A trial goes on on a full laptop: it stores little, and for minutes.
+#[derive(Serialize)]
+struct Retention {
+    disk_warn_percent: u8,
+    disk_full_percent: u8,
+}
+
 #[derive(Serialize)]
 struct NameServer<'a> {
     listen: &'a str,
@@ -147,6 +155,7 @@ impl<'a> NodeFile<'a> {
                 name_servers,
             },
             storage: Storage { data_dir: &node.folder },
+            retention: Retention { disk_warn_percent: 97, disk_full_percent: 99 },
             name_server: NameServer { listen: &node.name_server },
         }
     }

@@ -254,7 +254,7 @@ fn answer(status: &ClusterStatusResponse) -> Answer {
             synced,
             end.saturating_sub(node.last_index).to_string(),
             node.client_address.clone(),
-            format!("{} {} on {}", node.version, node.flush, node.file_system),
+            format!("{} {} on {}{}", node.version, node.flush, node.file_system, disk(node)),
         ]
     };
     Answer {
@@ -266,6 +266,16 @@ fn answer(status: &ClusterStatusResponse) -> Answer {
             "leader": status.nodes.iter().find(|node| leads(node)).map(|node| node.number),
             "nodes": status.nodes.iter().map(|node| object(node, end)).collect::<Vec<_>>(),
         }),
+    }
+}
+
+/// What is to be said of a disk that fills up.
+fn disk(node: &NodeStatus) -> String {
+    let used = node.disk_used_percent;
+    match node.disk_level.as_str() {
+        "" | "roomy" => String::new(),
+        "full" | "spent" => format!(", disk {used} % used: too full for sends"),
+        _ => format!(", disk {used} % used"),
     }
 }
 
@@ -292,6 +302,9 @@ fn object(node: &NodeStatus, end: u64) -> Value {
         "resident_bytes": node.resident_bytes,
         "flush": node.flush,
         "file_system": node.file_system,
+        "disk_level": node.disk_level,
+        "disk_used_percent": node.disk_used_percent,
+        "disk_free_bytes": node.disk_free_bytes,
         "pid": node.pid,
         "error": node.error,
     })

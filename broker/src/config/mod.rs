@@ -155,16 +155,37 @@ pub enum Flush {
     Async,
 }
 
-/// How much of the log is kept. The oldest segments go first, acked or not, as in RocketMQ.
+/// How much of the log is kept. The oldest segments go first; those too old or too much go consumed or not, as in RocketMQ.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionConfig {
     /// Size of the log per node. Default `0`: no limit. Reached, the oldest whole segments are dropped; needs two segments at least.
     #[serde(with = "units::bytes")]
     pub log_bytes_max: u64,
-    /// Age of a segment's newest message. Default `72h`, RocketMQ's; `0` keeps messages for ever.
+    /// Age of a segment's newest message. Default `7d` (RocketMQ's own is 72 h); `0` keeps messages for ever.
     #[serde(with = "units::duration")]
     pub age_max: Duration,
+    /// From so many percent of the disk on, of any node, segments go early of which every message was consumed by all groups of its topic.
+    /// Default 75. Used is counted as `df` does, whoever uses it.
+    pub disk_warn_percent: u8,
+    /// From so many percent of the disk on sends are refused with 50001, until two percent more are free. Default 90. Higher, and a full
+    /// disk may come before the refusal.
+    pub disk_full_percent: u8,
+    /// Sends are refused, too, when less than this is free. Default `64MiB`: room for what was under way, receives, acks, votes, images.
+    #[serde(with = "units::bytes")]
+    pub disk_reserve_bytes: u64,
+    /// What gives way when the disk fills up and nothing can go early. Default `refuse`.
+    pub on_full: OnFull,
+}
+
+/// What gives way when the disk fills up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFull {
+    /// What is sent: it is refused, and nothing that was not consumed is lost.
+    Refuse,
+    /// The oldest messages, consumed or not, from halfway between `disk_warn_percent` and `disk_full_percent` on.
+    DeleteOldest,
 }
 
 /// Topics.
@@ -267,7 +288,14 @@ impl Default for StorageConfig {
 
 impl Default for RetentionConfig {
     fn default() -> Self {
-        Self { log_bytes_max: 0, age_max: Duration::from_secs(72 * 60 * 60) }
+        Self {
+            log_bytes_max: 0,
+            age_max: Duration::from_secs(7 * 24 * 60 * 60),
+            disk_warn_percent: 75,
+            disk_full_percent: 90,
+            disk_reserve_bytes: 64 << 20,
+            on_full: OnFull::Refuse,
+        }
     }
 }
 
@@ -473,6 +501,12 @@ impl BrokerConfig {
         check(!storage.data_dir.as_os_str().is_empty(), "storage.data_dir", || {
             "is empty; write a directory of this node alone".into()
         })?;
+        check(retention.disk_warn_percent < retention.disk_full_percent, "retention.disk_warn_percent", || {
+            format!(
+                "{} is not below retention.disk_full_percent = {}; the warning must come first",
+                retention.disk_warn_percent, retention.disk_full_percent
+            )
+        })?;
         let keeps_two = retention.log_bytes_max == 0 || retention.log_bytes_max >= 2 * storage.segment_bytes;
         check(keeps_two, "retention.log_bytes_max", || {
             format!(
@@ -612,6 +646,7 @@ mod tests {
         assert!(problem(|c| c.election.timeout_max = Duration::from_millis(150)).contains("longer"));
         assert!(problem(|c| c.storage.segment_bytes = 8 << 20).contains("17MiB"));
         assert!(problem(|c| c.retention.log_bytes_max = 1 << 30).contains("2GiB"));
+        assert!(problem(|c| c.retention.disk_full_percent = 75).contains("the warning must come first"));
         assert!(problem(|c| c.limits.request_bytes_max = 4 << 20).contains("request_bytes_max"));
         assert!(problem(|c| c.limits.batch_commands_max = 0).contains("batch_commands_max"));
         assert!(problem(|c| c.transactions.immunity = Duration::from_secs(3601)).contains("immunity_max"));

@@ -76,6 +76,7 @@ fn sizes(config: &BrokerConfig) -> Vec<Row> {
         ("storage.tail_cache_bytes", storage.tail_cache_bytes, 64 * KIB, 4 * GIB),
         ("storage.follower_window_bytes", storage.follower_window_bytes, 64 * KIB, GIB),
         ("retention.log_bytes_max", config.retention.log_bytes_max, 0, 1024 * TIB),
+        ("retention.disk_reserve_bytes", config.retention.disk_reserve_bytes, 0, TIB),
         // What a request and an answer take between nodes ends at 64 MiB.
         ("limits.message_bytes_max", limits.message_bytes_max, KIB, 32 * MIB),
         ("limits.request_bytes_max", limits.request_bytes_max, 64 * KIB, 60 * MIB),
@@ -121,6 +122,8 @@ fn counts(config: &BrokerConfig) -> Vec<Row> {
     vec![
         ("election.fast_path_probes", config.election.fast_path_probes.into(), 1, 20),
         ("transactions.checks_max", config.transactions.checks_max.into(), 1, 1_000),
+        ("retention.disk_warn_percent", config.retention.disk_warn_percent.into(), 1, 98),
+        ("retention.disk_full_percent", config.retention.disk_full_percent.into(), 2, 99),
         ("topics.auto_create_queues", config.topics.auto_create_queues.into(), 1, QUEUES_MAX.into()),
         ("limits.messages_per_call_max", limits.messages_per_call_max.into(), 1, 65_535),
         ("limits.receive_batch_max", limits.receive_batch_max.into(), 1, 65_535),

@@ -39,8 +39,9 @@ const UNREAD: Duration = Duration::from_secs(5);
 impl Leader {
     /// Stores messages of one topic in their order: each ordered one in the queue of its message group, all others in one queue.
     ///
-    /// One result per message. A failure of the whole call is `NotLeader` or `Overloaded` only if no message was handed to the log.
+    /// One result per message. A failure of the whole call is `NotLeader`, `Overloaded` or `DiskFull` only if no message was handed to the log.
     pub async fn send(&self, call: &Send) -> Result<Sent, Failure> {
+        self.space.check()?;
         let topic = self.topic(&call.topic).await?;
         for message in &call.messages {
             self.takes(topic.kind, message)?;

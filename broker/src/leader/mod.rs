@@ -22,6 +22,7 @@ pub(crate) mod pump;
 mod redrive;
 pub(crate) mod rescue;
 mod scanned;
+pub(crate) mod space;
 mod term;
 pub(crate) mod timer;
 mod transactions;
@@ -32,7 +33,7 @@ use quorate_raft::{Group, ProposeError};
 
 pub(crate) use self::names::kind_of;
 pub(crate) use self::term::{PeerClocks, RaftLog, TermClock};
-use self::{mend::Mending, planner::Planner, propose::Proposer};
+use self::{mend::Mending, planner::Planner, propose::Proposer, space::Space};
 use crate::{
     config::{BrokerConfig, units::format_duration},
     machine::{ClusterHash, Refusal, Reply, RetryError, TopicKind},
@@ -80,6 +81,9 @@ pub(crate) enum Failure {
     /// A message of a dead letter topic that somebody sent there.
     #[error("the message does not say where it came from, since it was sent here; say where it is to go (--to)")]
     NoOrigin,
+    /// There is no room for anything more; nothing has changed.
+    #[error("{0}")]
+    DiskFull(String),
     /// A message is stored and could not be read.
     #[error("a stored message could not be read: {0}")]
     Unreadable(String),
@@ -107,11 +111,22 @@ pub(crate) struct Leader {
     proposer: Proposer,
     planner: Planner,
     mending: Mending,
+    space: Arc<Space>,
     clock: Arc<TermClock>,
     config: Arc<BrokerConfig>,
     cluster: ClusterHash,
     metrics: Arc<Metrics>,
     to_no: ToNo,
+}
+
+/// What a leader looks at and counts with, shared with the rest of the node.
+pub(crate) struct Instruments {
+    /// Log time.
+    pub clock: Arc<TermClock>,
+    /// Room on the group's disks.
+    pub space: Arc<Space>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Leader {
@@ -120,14 +135,13 @@ impl Leader {
         group: Group<Replica>,
         shared: Shared,
         proposer: Proposer,
-        clock: Arc<TermClock>,
+        Instruments { clock, space, metrics }: Instruments,
         config: Arc<BrokerConfig>,
-        metrics: Arc<Metrics>,
         to_no: ToNo,
     ) -> Self {
         let cluster = ClusterHash::of(&config.node.cluster);
         let (planner, mending) = (Planner::default(), Mending::default());
-        Self { group, shared, proposer, planner, mending, clock, config, cluster, metrics, to_no }
+        Self { group, shared, proposer, planner, mending, space, clock, config, cluster, metrics, to_no }
     }
 
     /// Proposes one command and gives its reply; a refusal is a failure.

@@ -61,6 +61,7 @@ impl Leader {
         if !topics.auto_create {
             return Err(Refusal::TopicNotFound.into());
         }
+        self.space.check()?;
         let put =
             PutTopic { name, queues: topics.auto_create_queues, kind: TopicKind::Any, auto: true, replace: false };
         match self.propose_one(Command::PutTopic(put)).await? {
@@ -100,6 +101,7 @@ impl Leader {
 
     /// Makes a topic by hand; one that exists and looks the same is the answer too.
     pub async fn create_topic(&self, call: &CreateTopic) -> Result<Done, Failure> {
+        self.space.check()?;
         let put = PutTopic {
             name: topic_name(&call.name)?,
             queues: u16::try_from(call.queues).unwrap_or(u16::MAX),

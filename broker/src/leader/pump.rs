@@ -2,7 +2,10 @@
 //! honest, and mends damaged consume queue records that a receive has met. Runs on every node, so that a new leader starts from fresh
 //! notes; only the leader proposes.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use quorate_proto::time::Timestamp;
 use quorate_raft::{Group, Position, ProposeError};
@@ -12,16 +15,24 @@ use tracing::{debug, info, warn};
 
 use super::{Leader, PeerClocks, TermClock};
 use crate::{
-    config::BrokerConfig,
+    config::{BrokerConfig, OnFull},
     machine::{Carry, Command},
     replica::{Replica, Shared},
     schedule::{Portion, Schedule},
+    store::retention::{Level, Loss, losses},
 };
 
 /// How often the pump looks.
 const TICK: Duration = Duration::from_millis(500);
 /// How often a leader compares its clock with its peers'.
 const COMPARE_CLOCKS: Duration = Duration::from_secs(30);
+
+/// How often a leader looks who is about to lose messages.
+const LOOK_AHEAD: Duration = Duration::from_secs(5);
+/// Time between two warnings of that.
+const WARN_AGAIN: Duration = Duration::from_secs(600);
+/// Losses that are told one by one.
+const LOSSES_TOLD: usize = 64;
 
 /// The pump of one node.
 pub(crate) struct Pump {
@@ -46,6 +57,7 @@ impl Pump {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let leadership = self.group.leader();
         let mut compared: Option<(quorate_raft::Term, Instant)> = None;
+        let mut ahead = LookAhead::default();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -55,6 +67,7 @@ impl Pump {
             self.leader.mend_known().await;
             let view = *leadership.borrow();
             if !view.serving {
+                ahead = self.forget();
                 continue;
             }
             if compared.is_none_or(|(term, at)| term != view.term || at.elapsed() > COMPARE_CLOCKS) {
@@ -62,6 +75,9 @@ impl Pump {
                 compared = Some((view.term, Instant::now()));
             }
             self.move_floor().await;
+            if ahead.at.is_none_or(|at| at.elapsed() >= LOOK_AHEAD) {
+                ahead = self.look_ahead(ahead);
+            }
         }
     }
 
@@ -74,15 +90,21 @@ impl Pump {
         let status = self.group.status();
         let by_size = floor_by_size(status.end, retention.log_bytes_max, segment);
         let by_age = (!retention.age_max.is_zero()).then(|| self.floor_by_age(retention.age_max)).flatten();
-        let Some(floor) = by_size.max(by_age).filter(|floor| *floor >= Position(status.floor.0 + segment)) else {
+        let by_disk = self.floor_by_disk(status.floor);
+        let wanted = by_size.max(by_age).max(by_disk);
+        let Some(floor) = wanted.filter(|floor| *floor >= Position(status.floor.0 + segment)) else {
             return;
         };
         let Some(floor) = self.shared.read(|machine| machine.border_below(floor)) else { return };
         if !self.is_worth_it(status.floor, floor) || !self.carry(floor).await {
             return;
         }
+        let lost: Vec<Loss> = self.shared.read(|machine| losses(machine, floor).collect());
         match self.group.propose_floor(floor).await {
-            Ok(()) => info!(%floor, "floor moved"),
+            Ok(()) => {
+                info!(%floor, early = wanted == by_disk, "floor moved");
+                self.tell_lost(&lost);
+            }
             // Proposed again at the next tick, here or by the next leader.
             Err(ProposeError::NotLeader { .. } | ProposeError::Overloaded | ProposeError::Unknown) => {
                 debug!(%floor, "floor not moved");
@@ -91,6 +113,81 @@ impl Pump {
                 debug!(%floor, %error, "floor not moved")
             }
         }
+    }
+
+    /// The end of the oldest segment, if the fullest disk of the group wants it gone and nothing is in the way. A segment at a time: the
+    /// next one goes when this one's file is gone and the disk is still too full.
+    fn floor_by_disk(&self, from: Position) -> Option<Position> {
+        let level = self.leader.space.worst();
+        if level < Level::Tight {
+            return None;
+        }
+        let next = Position(from.0 + self.config.storage.segment_bytes);
+        let gives_way = self.config.retention.on_full == OnFull::DeleteOldest && level >= Level::Scarce;
+        self.shared.read(|machine| {
+            let border = machine.border_below(next).filter(|border| *border > from)?;
+            (gives_way || losses(machine, border).next().is_none()).then_some(border)
+        })
+    }
+
+    /// Says what a floor that has moved took from whom.
+    fn tell_lost(&self, lost: &[Loss]) {
+        for Loss { topic, group, messages } in lost.iter().take(LOSSES_TOLD) {
+            let group = group.as_ref().map_or("(none has read the topic)", |group| group.as_str());
+            warn!(%topic, group, messages, "messages were dropped that had not been consumed");
+        }
+        self.leader.metrics.dropped_unconsumed.add(lost.iter().map(|loss| loss.messages).sum());
+    }
+
+    /// Who loses what with the oldest segment, and when, if that is near: a seventh of `age_max`, or the next full segment or disk.
+    fn look_ahead(&self, before: LookAhead) -> LookAhead {
+        let now = Some(Instant::now());
+        let Some((border, left)) = self.next_to_go() else { return LookAhead { at: now, ..self.forget() } };
+        let lost: Vec<Loss> = self.shared.read(|machine| losses(machine, border).take(LOSSES_TOLD).collect());
+        if lost.is_empty() {
+            return LookAhead { at: now, ..self.forget() };
+        }
+        let label = |loss: &Loss| {
+            let group = loss.group.as_ref().map_or_else(String::new, ToString::to_string);
+            ([loss.topic.to_string(), group], loss.messages)
+        };
+        self.set_losing(lost.iter().map(label).collect(), i64::try_from(left.as_secs()).unwrap_or(i64::MAX));
+        if before.border == Some(border) && before.warned.is_some_and(|at| at.elapsed() < WARN_AGAIN) {
+            return LookAhead { at: now, ..before };
+        }
+        for Loss { topic, group, messages } in &lost {
+            let group = group.as_ref().map_or("(none has read the topic)", |group| group.as_str());
+            warn!(%topic, group, messages, in_seconds = left.as_secs(), "messages that are not consumed will be dropped");
+        }
+        LookAhead { at: now, border: Some(border), warned: now }
+    }
+
+    /// Nothing is about to be lost, or another node tells of it.
+    fn forget(&self) -> LookAhead {
+        self.set_losing(Vec::new(), -1);
+        LookAhead::default()
+    }
+
+    fn set_losing(&self, losing: Vec<([String; 2], u64)>, seconds: i64) {
+        let metrics = &self.leader.metrics;
+        *metrics.detail.losing.lock().unwrap_or_else(PoisonError::into_inner) = losing;
+        metrics.losing_seconds.set(seconds);
+    }
+
+    /// The end of the oldest segment, and how soon it is dropped, if that is near.
+    fn next_to_go(&self) -> Option<(Position, Duration)> {
+        let (retention, storage) = (&self.config.retention, &self.config.storage);
+        let (border, crossed) = self.shared.read(|machine| machine.first_border())?;
+        let status = self.group.status();
+        let kept = status.end.0.saturating_sub(border.0);
+        let gives_way = retention.on_full == OnFull::DeleteOldest && self.leader.space.worst() >= Level::Tight;
+        // The next segment that is begun pushes it out.
+        let overflows = retention.log_bytes_max > 0 && kept + 2 * storage.segment_bytes > retention.log_bytes_max;
+        if gives_way || overflows {
+            return Some((border, Duration::ZERO));
+        }
+        let left = crossed.after(retention.age_max).since(self.clock.now());
+        (!retention.age_max.is_zero() && left <= retention.age_max / 7).then_some((border, left))
     }
 
     /// Writing waiting bodies again must free more than it takes, or a log that is full of them would chase its own end.
@@ -147,6 +244,14 @@ impl Pump {
         let cutoff = Timestamp(now.0.checked_sub(age_ms)?);
         self.shared.read(|machine| machine.border_at(cutoff))
     }
+}
+
+/// When the leader looked ahead, at which border, and when it warned of it.
+#[derive(Debug, Clone, Copy, Default)]
+struct LookAhead {
+    at: Option<Instant>,
+    border: Option<Position>,
+    warned: Option<Instant>,
 }
 
 /// At least as much of the log goes for good as is written again.

@@ -47,7 +47,9 @@ impl Timer {
             }
             waiters.awake();
             let view = *leadership.borrow_and_update();
-            let rest = if view.serving { self.work(&mut schedule, view.term, &mut missing).await } else { LOOK };
+            // What is due waits with everybody else while there is hardly room for acks.
+            let works = view.serving && !leader.space.is_spent();
+            let rest = if works { self.work(&mut schedule, view.term, &mut missing).await } else { LOOK };
             let pending = leader.shared.read(|machine| machine.delay_stats().pending);
             leader.metrics.delayed.set(i64::try_from(pending).unwrap_or(i64::MAX));
             waiters.sleep_until(if view.serving { leader.clock.now().after(rest) } else { Timestamp(0) });

@@ -606,6 +606,11 @@ impl Machine {
         self.redriven.count(topic, queue)
     }
 
+    /// The first segment border above the floor, and when it was crossed: what goes next ends there.
+    pub fn first_border(&self) -> Option<(Position, Timestamp)> {
+        self.borders.front().copied()
+    }
+
     /// Delayed messages that are due at `now`, the longest overdue first.
     pub fn due(&self, now: Timestamp) -> impl Iterator<Item = (DelayId, Pending)> + '_ {
         self.delay.due(now)

@@ -42,6 +42,7 @@ use crate::{
         mend::ASK_POINTERS,
         propose::LogFuture,
         rescue::ASK_RECORD,
+        space::{ASK_SPACE, Space},
     },
     metrics::Metrics,
     replica::Replica,
@@ -217,6 +218,7 @@ impl Dispatch {
             | Failure::Retry(_)
             | Failure::NoDeadLetters
             | Failure::NoOrigin
+            | Failure::DiskFull(_)
             | Failure::Unreadable(_)) => Try::Ended(Undone::Refused(failure.into())),
         }
     }
@@ -349,6 +351,8 @@ pub(crate) struct DeskParts {
     pub leader: Arc<Leader>,
     /// This node's clock.
     pub clock: Arc<TermClock>,
+    /// This node's disk.
+    pub space: Arc<Space>,
     /// Producers whose streams are open on this node.
     pub producers: Arc<Streams>,
     /// What this node says about itself.
@@ -376,6 +380,7 @@ impl CallHandler for Desk {
                 Some(&ASK_POINTERS) => parts.leader.lend_pointers(&request),
                 Some(&ASK_PRODUCERS) => answer_producers(&parts.producers, request.slice(1..)),
                 Some(&ASK_CHECK) => answer_check(&parts.producers, request.slice(1..)),
+                Some(&ASK_SPACE) => parts.space.report().encode_to_vec().into(),
                 Some(&ASK_STATUS) => (parts.report)().encode_to_vec().into(),
                 Some(&leadership::ASK_HISTORY) => {
                     leadership::own_history(&parts.group, parts.clock.wall()).encode_to_vec().into()

@@ -9,6 +9,7 @@ use quorate_raft::{Group, Role};
 
 use crate::{
     config::{BrokerConfig, Flush},
+    leader::space::Space,
     replica::Replica,
 };
 
@@ -21,6 +22,7 @@ pub(crate) struct Reporter {
     /// This node's part in the group.
     pub group: Group<Replica>,
     clock: Arc<dyn Clock>,
+    space: Arc<Space>,
     client_address: String,
     peer_address: String,
     flush: Flush,
@@ -29,11 +31,18 @@ pub(crate) struct Reporter {
 
 impl Reporter {
     /// A reporter of this node.
-    pub fn new(group: Group<Replica>, clock: Arc<dyn Clock>, client_address: String, config: &BrokerConfig) -> Self {
+    pub fn new(
+        group: Group<Replica>,
+        clock: Arc<dyn Clock>,
+        space: Arc<Space>,
+        client_address: String,
+        config: &BrokerConfig,
+    ) -> Self {
         let own = config.peers().into_iter().find(|peer| peer.number == config.node.number);
         Self {
             group,
             clock,
+            space,
             client_address,
             peer_address: own.map_or_else(|| config.network.peer_listen.clone(), |peer| peer.address),
             flush: config.storage.flush,
@@ -54,6 +63,7 @@ impl Reporter {
             Flush::Sync => "sync",
             Flush::Async => "async",
         };
+        let disk = self.space.report();
         let index = |id: Option<quorate_raft::LogId>| id.map_or(0, |id| id.index.0);
         NodeStatus {
             number: status.id.number().into(),
@@ -79,6 +89,9 @@ impl Reporter {
             pid: std::process::id().into(),
             error: String::new(),
             wall_ms: self.clock.now().0,
+            disk_level: disk.level().name().into(),
+            disk_used_percent: disk.used_percent,
+            disk_free_bytes: disk.free_bytes,
         }
     }
 }

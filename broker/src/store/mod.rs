@@ -15,4 +15,5 @@ pub(crate) mod files;
 pub(crate) mod lane;
 pub(crate) mod plain;
 pub(crate) mod queue_record;
+pub(crate) mod retention;
 pub(crate) mod save;

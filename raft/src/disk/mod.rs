@@ -36,7 +36,8 @@ pub trait Disk: Send + Sync + 'static {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Makes creations, removals and renames in `dir` durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Free and total bytes of the file system that holds `path`.
+    /// Free and total bytes of the file system that holds `path`. Total is what is used and what is free for this process together, so
+    /// that the used share is the one that `df` shows; 0 if the file system does not say.
     fn space(&self, path: &Path) -> io::Result<(u64, u64)>;
     /// Type of that file system, for reports ("ext4", "xfs", "memory").
     fn file_system(&self, path: &Path) -> String;

@@ -66,7 +66,8 @@ impl Disk for RealDisk {
 
     fn space(&self, path: &Path) -> io::Result<(u64, u64)> {
         let status = rustix::fs::statvfs(path)?;
-        Ok((status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize))
+        let used = status.f_blocks.saturating_sub(status.f_bfree);
+        Ok((status.f_bavail * status.f_frsize, (used + status.f_bavail) * status.f_frsize))
     }
 
     fn file_system(&self, path: &Path) -> String {

@@ -120,7 +120,8 @@ impl From<Failure> for Fault {
             Failure::Retry(_) => Self::new(Code::BadRequest, failure.to_string()),
             Failure::NoDeadLetters => Self::new(Code::NotFound, failure.to_string()),
             Failure::NoOrigin => Self::new(Code::PreconditionFailed, failure.to_string()),
-            Failure::Unreadable(_) => Self::new(Code::InternalServerError, failure.to_string()),
+            // What RocketMQ's proxy answers for it; its clients repeat it twice or so and then show the text.
+            Failure::DiskFull(_) | Failure::Unreadable(_) => Self::new(Code::InternalServerError, failure.to_string()),
         }
     }
 }
@@ -191,6 +192,7 @@ mod tests {
         let illegal = Filter::parse(FilterKind::Tag, "a | b").expect_err("a single bar");
         assert_eq!(Fault::from(Failure::Filter(illegal)).code as i32, 40010);
         assert_eq!(Fault::from(Failure::Unreadable("x".into())).code as i32, 50001);
+        assert_eq!(Fault::from(Failure::DiskFull("x".into())).code as i32, 50001);
     }
 
     #[test]
