@@ -6,9 +6,12 @@
 
 pub mod traffic;
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicI64, Ordering},
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
 };
 
 use quorate_raft::declare_metrics;
@@ -133,8 +136,6 @@ metrics! {
     refused_disk_full: Counter = "quorate_broker_refused_disk_full_total",
     /// Messages that retention dropped although a group of their topic, or everybody, had not consumed them; counted by the leader.
     dropped_unconsumed: Counter = "quorate_broker_messages_dropped_unconsumed_total",
-    /// Seconds until the oldest segment is dropped, where that would lose unconsumed messages; -1 if that is not near. Told by the leader only.
-    losing_seconds: Gauge = "quorate_broker_losing_seconds",
     /// Name servers that took this node's latest registration.
     registered: Gauge = "quorate_broker_name_servers_registered",
     /// Registrations that a name server did not take.
@@ -194,6 +195,8 @@ declare_metrics! {
     DEDUP_COLLISIONS = Gauge "quorate_broker_dedup_collisions" [];
     /// Messages that the group has not consumed and that are about to be dropped; without a group those that no group has read. Told by the leader only.
     LOSING = Gauge "quorate_broker_losing_messages" ["topic", "consumer_group"];
+    /// Seconds until the oldest segment is dropped and they with it; absent while nothing is about to be lost.
+    LOSING_SECONDS = Gauge "quorate_broker_losing_seconds" [];
     /// Free bytes of the file system that holds the data directory.
     DISK_FREE = Gauge "quorate_broker_disk_free_bytes" [];
     /// Used bytes of that file system.
@@ -328,6 +331,15 @@ impl Latencies {
     }
 }
 
+/// What is about to be lost.
+#[derive(Debug, Default)]
+pub(crate) struct Losing {
+    /// How soon; `None` if nothing is.
+    pub within: Option<Duration>,
+    /// How many messages, by topic and group.
+    pub messages: Vec<([String; 2], u64)>,
+}
+
 /// What is told apart by labels or spread over buckets.
 #[derive(Debug)]
 pub(crate) struct Detail {
@@ -338,8 +350,7 @@ pub(crate) struct Detail {
     pub latencies: Latencies,
     pub message_size: Histogram,
     pub traffic: Traffic,
-    /// Who is about to lose how many messages, by topic and group.
-    pub losing: Mutex<Vec<([String; 2], u64)>>,
+    pub losing: Mutex<Losing>,
 }
 
 impl Default for Detail {
@@ -373,7 +384,8 @@ impl Metrics {
             CALLS.each(calls),
             Family { metric: RPC_LATENCY, samples: latencies.collect() },
             MESSAGE_SIZE.spreads(&detail.message_size),
-            LOSING.each(losing.iter().map(|(labels, messages)| (labels.to_vec(), *messages as f64))),
+            LOSING_SECONDS.each(losing.within.iter().map(|within| (Vec::new(), within.as_secs_f64()))),
+            LOSING.each(losing.messages.iter().map(|(labels, messages)| (labels.to_vec(), *messages as f64))),
         ];
         self.plain().chain(spread).chain(detail.traffic.read()).collect()
     }

@@ -17,6 +17,7 @@ use super::{Leader, PeerClocks, TermClock};
 use crate::{
     config::{BrokerConfig, OnFull},
     machine::{Carry, Command},
+    metrics::Losing,
     replica::{Replica, Shared},
     schedule::{Portion, Schedule},
     store::retention::{Level, Loss, losses},
@@ -151,7 +152,7 @@ impl Pump {
             let group = loss.group.as_ref().map_or_else(String::new, ToString::to_string);
             ([loss.topic.to_string(), group], loss.messages)
         };
-        self.set_losing(lost.iter().map(label).collect(), i64::try_from(left.as_secs()).unwrap_or(i64::MAX));
+        self.set_losing(Losing { within: Some(left), messages: lost.iter().map(label).collect() });
         if before.border == Some(border) && before.warned.is_some_and(|at| at.elapsed() < WARN_AGAIN) {
             return LookAhead { at: now, ..before };
         }
@@ -164,14 +165,12 @@ impl Pump {
 
     /// Nothing is about to be lost, or another node tells of it.
     fn forget(&self) -> LookAhead {
-        self.set_losing(Vec::new(), -1);
+        self.set_losing(Losing::default());
         LookAhead::default()
     }
 
-    fn set_losing(&self, losing: Vec<([String; 2], u64)>, seconds: i64) {
-        let metrics = &self.leader.metrics;
-        *metrics.detail.losing.lock().unwrap_or_else(PoisonError::into_inner) = losing;
-        metrics.losing_seconds.set(seconds);
+    fn set_losing(&self, losing: Losing) {
+        *self.leader.metrics.detail.losing.lock().unwrap_or_else(PoisonError::into_inner) = losing;
     }
 
     /// The end of the oldest segment, and how soon it is dropped, if that is near.

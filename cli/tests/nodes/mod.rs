@@ -80,6 +80,16 @@ impl Role {
         lines.map_while(Result::ok).find(|line| line.contains(part)).expect("it says so")
     }
 
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("it is our child")
+    }
+
+    /// The lines that nobody has read, of one that has ended.
+    pub fn rest(&mut self) -> Vec<String> {
+        self.lines.take().expect("it is not stopped yet").map_while(Result::ok).collect()
+    }
+
     /// SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().expect("it is our child");
