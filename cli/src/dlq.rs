@@ -17,6 +17,13 @@ const BATCH: u32 = 64;
 const TELL: Duration = Duration::from_secs(1);
 /// What the broker says of what is done.
 const OK: i32 = 20000;
+/// The outcome of a dead letter that was not redriven though it should have been.
+const FAILED: &str = "failed";
+
+/// Whether an answer tells of a dead letter that was not redriven though it should have been.
+pub fn has_failed(answer: &Answer) -> bool {
+    answer.json["failed"].as_u64().is_some_and(|count| count > 0)
+}
 
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
@@ -203,7 +210,7 @@ impl Redrive<'_> {
             }
         }
         let count = |state: &str| done.iter().filter(|done| done.state == state).count();
-        let failed = count("failed");
+        let failed = count(FAILED);
         note(match dry_run {
             true => format!("{} would be redriven; {before} were before", done.len()),
             false => format!("{} redriven, {failed} failed; {before} were before", count("redriven")),
@@ -233,7 +240,7 @@ fn became(letter: &DeadLetter, result: Redriven) -> Done {
             ("redriven", format!("{} queue {} offset {}", result.topic, place.queue, place.offset))
         }
         _ if result.before => ("redriven before", String::new()),
-        code => ("failed", format!("{} {}: {}", code, code_name(code), outcome.message)),
+        code => (FAILED, format!("{} {}: {}", code, code_name(code), outcome.message)),
     };
     Done { letter: letter.clone(), state, detail, result: Some(result) }
 }
@@ -260,6 +267,7 @@ fn outcomes(done: &[Done], before: u64, dry_run: bool) -> Answer {
         json: json!({
             "outcomes": done.iter().map(object).collect::<Vec<_>>(),
             "redriven_before": before,
+            "failed": done.iter().filter(|done| done.state == FAILED).count(),
             "dry_run": dry_run,
         }),
     }
@@ -375,6 +383,7 @@ mod tests {
         assert_eq!(answer.rows[0][3], "orders queue 3 offset 9");
         assert!(answer.rows[2][3].contains("40402") && answer.rows[2][3].contains("no topic"), "{:?}", answer.rows[2]);
         assert_eq!((&answer.json["outcomes"][0]["offset"], &answer.json["redriven_before"]), (&json!(9), &json!(4)));
+        assert!(has_failed(&answer) && !has_failed(&outcomes(&done[..2], 4, false)));
         assert_eq!(would(&letter(1), Some("repair")).detail, "repair");
     }
 

@@ -90,7 +90,10 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
                 Ok(client) => command.run(&client.admin()).await,
                 Err(error) => Err(error),
             };
-            print(cli, answer.map_err(failed)?)
+            let answer = answer.map_err(failed)?;
+            let some_failed = dlq::has_failed(&answer);
+            let printed = print(cli, answer)?;
+            Ok(if some_failed { ExitCode::FAILURE } else { printed })
         }),
         Command::Message(command) => on(1, async {
             let failed = called(command.purpose());

@@ -13,7 +13,7 @@ mod seeds;
 
 use std::time::{Duration, Instant};
 
-use quorate_jepsen::sim::{self, Queueing, Report, Scenario, Tally};
+use quorate_jepsen::sim::{self, Queueing, Report, Retrying, Scenario, Tally};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
@@ -135,6 +135,24 @@ fn producers_and_consumers_of_the_broker_find_every_promise_kept() {
         "broker: {count} seeds, {virtual_time:.0} virtual s, {:.0} virtual s per cpu s\n{tally}",
         virtual_time / cpu
     );
+    assert!(failed.is_empty(), "failed seeds: {failed:?}");
+}
+
+/// Consumers that fail more often than not: attempts stay exact across failovers, and every message ends acknowledged or dead, once.
+#[test]
+fn attempts_are_exact_and_no_dead_letter_is_lost_or_doubled() {
+    let (mut failed, mut tally) = (Vec::new(), Tally::default());
+    let first = number("QUORATE_SIM_FIRST").unwrap_or(1);
+    let count = number("QUORATE_SIM_SEEDS").unwrap_or(4);
+    for seed in first..first + count {
+        let report = sim::run_subject(scenario(seed, seconds(20)), Retrying::default()).expect("this build is seeded");
+        tally += report.tally;
+        if !report.passed() {
+            println!("{report}");
+            failed.push(seed);
+        }
+    }
+    println!("retries: {count} seeds\n{tally}");
     assert!(failed.is_empty(), "failed seeds: {failed:?}");
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use quorate_jepsen::sim::{self, Client, Counting, Death, Kind, Queueing, Report, Scenario, World};
+use quorate_jepsen::sim::{self, Client, Counting, Death, Kind, Queueing, Report, Retrying, Scenario, World};
 use quorate_raft::{FlushMode, disk::sim::Keep};
 use tokio::time::sleep;
 
@@ -123,6 +123,31 @@ fn a_filter_that_is_skipped_is_caught_within_three_seeds() {
     let broken = broker_seeds_that_break("filtered: unwanted");
     println!("filter skipped: seeds {broken:?} of 3");
     assert_eq!(!broken.is_empty(), cfg!(feature = "mutant-filter-skipped"), "{broken:?}");
+}
+
+/// A message without an attempt left that is done and stands nowhere (`mutant-dead-letter-lost`) is found within three seeds.
+#[test]
+fn a_dead_letter_that_is_lost_is_caught_within_three_seeds() {
+    let broken = retry_seeds_that_break("dead letters: complete");
+    println!("dead letter lost: seeds {broken:?} of 3");
+    assert_eq!(!broken.is_empty(), cfg!(feature = "mutant-dead-letter-lost"), "{broken:?}");
+}
+
+/// A delivery that is not counted (`mutant-attempt-forgotten`), likewise.
+#[test]
+fn an_attempt_that_is_forgotten_is_caught_within_three_seeds() {
+    let broken = retry_seeds_that_break("attempts");
+    println!("attempt forgotten: seeds {broken:?} of 3");
+    assert_eq!(!broken.is_empty(), cfg!(feature = "mutant-attempt-forgotten"), "{broken:?}");
+}
+
+/// As above, with consumers that fail.
+fn retry_seeds_that_break(rule: &str) -> Vec<u64> {
+    let breaks = |seed: &u64| {
+        let scenario = Scenario::drawn(*seed, Duration::from_secs(10));
+        rules(&sim::run_subject(scenario, Retrying::default()).expect("this build is seeded")).contains(&rule)
+    };
+    (1..=3).filter(breaks).collect()
 }
 
 /// A half message that stands in its queue from its send on (`mutant-half-visible-early`), likewise.

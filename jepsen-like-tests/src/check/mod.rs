@@ -57,7 +57,7 @@ pub struct Findings {
 }
 
 impl Findings {
-    fn add(&mut self, describe: impl FnOnce() -> String) {
+    pub(crate) fn add(&mut self, describe: impl FnOnce() -> String) {
         self.count += 1;
         if self.examples.len() < EXAMPLES_MAX {
             self.examples.push(describe());

@@ -89,6 +89,11 @@ fn names_are_rocketmq_s_and_carry_their_namespace() {
     assert_eq!(topic(named("order").as_ref(), "shop").map(|name| name.to_string()), Ok("shop%order".into()));
     let own = Resource { resource_namespace: "own".into(), name: "order".into() };
     assert_eq!(topic(Some(&own), "shop").map(|name| name.to_string()), Ok("own%order".into()));
+    // Dead letters are a consumer group's, so its name carries the namespace.
+    for (namespace, full) in [("shop", "%DLQ%shop%billing"), ("", "%DLQ%billing")] {
+        let dead = topic(named("%DLQ%billing").as_ref(), namespace);
+        assert_eq!(dead.map(|name| name.to_string()), Ok(full.into()));
+    }
     for bad in [None, named(""), named("a b"), named("TBW102"), named(&"t".repeat(128))] {
         assert_eq!(topic(bad.as_ref(), "").map_err(code), Err(40002), "{bad:?}");
     }
