@@ -27,6 +27,6 @@ pub mod store;
 pub mod waiters;
 
 pub use config::{BrokerConfig, ConfigError, OnFull};
-pub use http::scrape::Beside;
+pub use http::{Page, Site, metrics_page, scrape::Beside, serve as serve_pages};
 pub use leader::clock::{LogClock, Reading};
 pub use run::{Bound, BoundListener, Doors, RunError, run, run_beside};

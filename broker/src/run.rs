@@ -29,6 +29,7 @@ use crate::{
     http::{
         ClusterPage, Pages,
         scrape::{Beside, Scrape},
+        serve,
     },
     leader::{
         Instruments, Leader, PeerClocks, RaftLog, TermClock,
@@ -176,7 +177,7 @@ pub async fn run_beside(
     tasks.spawn("pulse", health.clone().run(gone.clone()));
     if let Some(http) = http {
         let pages = Pages { health: health.clone(), scrape: scrape.clone(), cluster: cluster.clone() };
-        tasks.spawn("http server", pages.serve(http, gone.clone()));
+        tasks.spawn("http server", serve(pages, http, gone.clone()));
     }
     let (node, proposer) = tokio::select! {
         opened = Node::open(config, &doors, addresses, health) => opened?,

@@ -8,7 +8,8 @@
 //! order: leadership handed over, calls finished, log closed; a second one ends the process at once.
 
 use std::{
-    path::PathBuf,
+    io,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -18,14 +19,13 @@ use clap::Args;
 use quorate_broker::{
     Beside, Bound, BoundListener, Doors, RunError,
     config::{BrokerConfig, ConfigError},
-    metrics::{Kind, Metric},
 };
 use quorate_namesrv::{NamedListener, NamesrvConfig};
 use quorate_proto::{
     doors::TcpNet,
     time::{Clock, SystemClock},
 };
-use quorate_raft::{StartError, TcpNetwork, disk::RealDisk};
+use quorate_raft::{Disk as _, StartError, TcpNetwork, disk::RealDisk};
 use serde::{Deserialize, Serialize};
 use tokio::{runtime, sync::oneshot, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -146,10 +146,12 @@ impl BrokerArgs {
         loaded.print_changed().for_each(|line| note(format!("config: {line}")));
         let raft = build(runtime::Builder::new_multi_thread().worker_threads(RAFT_THREADS).thread_name("raft"))?;
         let main = build(runtime::Builder::new_multi_thread().thread_name("broker"))?;
+        let data_dir = file.broker.storage.data_dir.clone();
         let ended = main.block_on(run(loaded, listeners, raft.handle().clone()));
         main.shutdown_timeout(LAST_RITES);
         raft.shutdown_timeout(LAST_RITES);
-        ended.map(|()| ExitCode::SUCCESS)
+        // Two nodes of one file meet at their ports first; the directory is what they must not share.
+        ended.map(|()| ExitCode::SUCCESS).map_err(|failure| in_use(&data_dir).unwrap_or(failure))
     }
 
     fn load(&self) -> Result<Loaded<BrokerFile>, Failure> {
@@ -280,13 +282,9 @@ async fn run(
     finish(parts, shutdown).await
 }
 
-/// The name server's counters, for the page of the node's metrics.
+/// The name server's numbers, for the page of the node's metrics.
 fn told_beside(metrics: Arc<quorate_namesrv::Metrics>) -> Beside {
-    let family = |reading: quorate_namesrv::metrics::Reading| {
-        let metric = Metric { name: reading.name, kind: Kind::Counter, labels: &[], help: reading.help };
-        metric.is(reading.value as f64)
-    };
-    Arc::new(move || metrics.read().into_iter().map(family).collect())
+    Arc::new(move || crate::namesrv::families(&metrics))
 }
 
 /// The line that says where the node is; a named listener as `name@client=advertised`.
@@ -298,6 +296,23 @@ fn ready(Bound { client, advertised, listeners, peer, http }: &Bound) -> String 
         line += &format!("{name}@{client}={advertised}");
     }
     line
+}
+
+/// What to say instead of anything else if another process has the data directory.
+fn in_use(data_dir: &Path) -> Option<Failure> {
+    let lock = data_dir.join("lock");
+    if !lock.exists() {
+        return None;
+    }
+    let holder = RealDisk.lock(&lock).err().filter(|error| error.kind() == io::ErrorKind::WouldBlock)?.to_string();
+    (holder != format!("process {}", std::process::id())).then(|| {
+        let why = format!("data directory {} is used by {holder}", data_dir.display());
+        failure::error(
+            "the node did not start",
+            why,
+            "stop that one, or give this node a directory of its own with --data",
+        )
+    })
 }
 
 /// Waits for all parts. The first that ends stops the others, and the first failure is the process's.

@@ -22,8 +22,8 @@ pub struct Cli {
     pub command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 usage or configuration, 3 unhealthy, 4 no leader or quorum, \
-                          5 verification failed";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 error, 2 usage or configuration, 3 unhealthy, 4 no leader, no quorum or \
+                          nobody that answers, 5 verification failed";
 
 /// What to do.
 #[derive(Debug, Subcommand)]

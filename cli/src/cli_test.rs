@@ -46,7 +46,9 @@ fn common_flags_may_stand_behind_the_command() {
     };
     assert_eq!(watch("quorate cluster status"), None);
     assert_eq!(watch("quorate cluster status --watch"), Some(1.0));
+    assert_eq!(watch("quorate cluster status --watch -o json"), Some(1.0));
     assert_eq!(watch("quorate cluster status --watch=0.5"), Some(0.5));
+    assert_eq!(watch("quorate cluster status --watch 5"), Some(5.0));
     for line in ["0", "-1", "nan", "inf", "often"].map(|every| format!("quorate cluster status --watch={every}")) {
         assert!(parse(&line).is_err(), "{line}");
     }

@@ -16,7 +16,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use quorate_jepsen::{
-    dev::{self, DevEnd, DevOptions, GroupPlan, NodePlan, Screen, StopSignals},
+    dev::{self, DevEnd, DevError, DevOptions, GroupPlan, NodePlan, Screen, StopSignals},
     quorate_world::QuorateWorld,
     workload::{Drain, Progress},
 };
@@ -82,6 +82,10 @@ impl DevCommand {
             }
             Ok(DevEnd::Stopped) if self.no_demo => Ok(ExitCode::SUCCESS),
             Ok(DevEnd::Stopped) => Ok(ExitCode::from(130)),
+            Err(error @ DevError::InUse { .. }) => {
+                let next = "stop that process, or run this group on another folder with --data";
+                Err(failure::error("the group was not started", error.to_string(), next))
+            }
             Err(error) => {
                 let next = "see the nodes' logs in the folder `log` of the data folder; quorate dev --help";
                 Err(failure::error("dev came to no verdict", error.to_string(), next))

@@ -6,7 +6,7 @@
 //! | 1 | error |
 //! | 2 | wrong usage or configuration |
 //! | 3 | the cluster is not healthy |
-//! | 4 | no leader or no quorum |
+//! | 4 | no leader or no quorum, as far as can be seen: no node that answers among them |
 //! | 5 | a verification failed |
 
 use std::{fmt, process::ExitCode};
@@ -63,10 +63,14 @@ pub fn call(what: impl Into<String>, error: &CallError, endpoints: &str) -> Fail
         CallError::Refused { .. } => ("correct the call as the reason says".to_owned(), Exit::Error),
         CallError::NotNow { code: 0, .. } => (
             format!("start a broker (quorate dev --no-demo), or name a live one with --endpoints; {status}"),
-            Exit::Error,
+            Exit::NoQuorum,
         ),
         CallError::NotNow { code: 50002, .. } => (status, Exit::NoQuorum),
         CallError::NotNow { .. } => ("try again in a moment".to_owned(), Exit::Error),
+        // Handed to the log, and no majority confirmed it.
+        CallError::Unknown { code: 50402, .. } => {
+            (format!("look whether it took effect, then repeat; {status}"), Exit::NoQuorum)
+        }
         CallError::Unknown { .. } => (format!("look whether it took effect, then repeat; {status}"), Exit::Error),
         CallError::Config { .. } => ("quorate --help".to_owned(), Exit::Usage),
     };
@@ -107,6 +111,13 @@ mod tests {
             failure.to_string(),
             "error: topic t was not created\n  why: not now: no leader\n next: quorate cluster status --endpoints 'a:1'"
         );
+        let nobody = CallError::NotNow { code: 0, message: "a:1: connection refused".into() };
+        let unconfirmed = CallError::Unknown { code: 50402, message: "not confirmed in time".into() };
+        for error in [nobody, unconfirmed] {
+            assert_eq!(call("x", &error, "a:1").exit, Exit::NoQuorum, "{error}");
+        }
+        let busy = CallError::NotNow { code: 42900, message: "too much under way".into() };
+        assert_eq!(call("x", &busy, "a:1").exit, Exit::Error);
         let refused = CallError::Refused { code: 40402, message: "no topic t".into() };
         assert_eq!(call("x", &refused, "a:1").exit, Exit::Error);
         assert_eq!(config("x", "y", "z").exit, Exit::Usage);

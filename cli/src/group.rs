@@ -10,7 +10,7 @@ use quorate_broker::{
 use quorate_client::{Admin, AdminError, ConsumerGroup, ExponentialDelays, Retry};
 use serde_json::{Value, json};
 
-use crate::output::Answer;
+use crate::output::{Answer, utc};
 
 /// What to do with consumer groups.
 #[derive(Debug, Subcommand)]
@@ -134,7 +134,7 @@ fn list(groups: &[ConsumerGroup]) -> Answer {
     let row = |group: &ConsumerGroup| {
         let attempts = group.retry.as_ref().map(|retry| retry.max_attempts.to_string()).unwrap_or_default();
         let delays = group.retry.as_ref().map(retry).unwrap_or_default();
-        vec![group.name.clone(), order(group).to_owned(), attempts, delays]
+        vec![group.name.clone(), order(group).to_owned(), attempts, delays, utc(group.created_ms)]
     };
     let object = |group: &ConsumerGroup| -> Value {
         json!({
@@ -146,7 +146,7 @@ fn list(groups: &[ConsumerGroup]) -> Answer {
         })
     };
     Answer {
-        header: vec!["GROUP", "ORDER", "ATTEMPTS", "RETRY"],
+        header: vec!["GROUP", "ORDER", "ATTEMPTS", "RETRY", "CREATED (UTC)"],
         rows: groups.iter().map(row).collect(),
         json: groups.iter().map(object).collect(),
     }

@@ -35,7 +35,7 @@ pub struct HealthArgs {
     #[arg(long)]
     safe_to_stop: bool,
     /// HTTP listener of the node [default: network.http_listen, as the node itself would read it]
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = |text: &str| page::check_address(text).map(|()| text.to_owned()))]
     address: Option<String>,
     /// TOML file with the node's settings
     #[arg(long, env = "QUORATE_CONFIG", value_name = "FILE")]

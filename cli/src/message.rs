@@ -106,6 +106,14 @@ impl MessageCommand {
                     consumer.ack_many(&received).await.into_iter().collect::<Result<(), CallError>>()?;
                 }
                 consumer.close().await;
+                if received.is_empty() {
+                    // A group without a leader answers a receive like one without messages.
+                    let status = client.admin().cluster_status().await?;
+                    if !status.nodes.iter().any(|node| node.reachable && node.role == "leader") {
+                        let message = "no node leads, so nothing could be handed out".to_owned();
+                        return Err(CallError::NotNow { code: 50002, message });
+                    }
+                }
                 Ok(list(&received))
             }
         }

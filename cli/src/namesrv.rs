@@ -1,11 +1,21 @@
-//! `quorate namesrv`: a name server alone.
+//! `quorate namesrv`: a name server alone, with a listener for health checks and metrics if one is wanted.
 
 use std::{net::IpAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Args;
-use quorate_namesrv::{Bound, Doors, NamedListener, NamesrvConfig, RunError};
-use quorate_proto::{doors::TcpNet, time::SystemClock};
+use quorate_broker::{
+    Page, Site,
+    config::collide,
+    metrics::{Family, Kind, Metric},
+    metrics_page, serve_pages,
+};
+use quorate_namesrv::{Bound, Doors, LEASE, Metrics, NamedListener, NamesrvConfig, RunError, metrics};
+use quorate_proto::{
+    doors::{Net as _, NetListener, TcpNet},
+    time::{Clock, SystemClock},
+};
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
 use crate::{
     config::{Layers, Loaded, Settings, read},
@@ -24,6 +34,9 @@ pub struct NamesrvArgs {
     /// Listener of brokers and clients (name_server.listen)
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
+    /// Listener of health checks and metrics, "" for none (name_server.http_listen)
+    #[arg(long, value_name = "HOST:PORT")]
+    http_listen: Option<String>,
     /// The only cluster it serves (name_server.cluster)
     #[arg(long, value_name = "ID")]
     cluster: Option<String>,
@@ -54,6 +67,9 @@ struct Table {
     listen: String,
     /// More listeners, `name@host:port`, for clients of the brokers' listeners of those names. Default none.
     listeners: Vec<String>,
+    /// Listener of health checks and metrics (HTTP). Default: none; port 0 takes a free one. It answers everyone who reaches it and changes
+    /// nothing.
+    http_listen: String,
     /// The only cluster it serves. Default: that of the first broker that registers, while it lives.
     cluster: Option<String>,
     /// Allow a listener beyond loopback. Default false.
@@ -68,7 +84,13 @@ impl Settings for NamesrvFile {
 
 impl Default for Table {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:9876".to_owned(), listeners: Vec::new(), cluster: None, insecure: false }
+        Self {
+            listen: "127.0.0.1:9876".to_owned(),
+            listeners: Vec::new(),
+            http_listen: String::new(),
+            cluster: None,
+            insecure: false,
+        }
     }
 }
 
@@ -91,6 +113,7 @@ impl NamesrvArgs {
         check_listen(&name_server.listen, name_server.insecure).map_err(|why| refused("name_server.listen", why))?;
         let listeners = parse_listeners(&name_server.listeners, name_server.insecure)
             .map_err(|why| refused("name_server.listeners", why))?;
+        check_http(name_server, &listeners).map_err(|why| refused("name_server.http_listen", why))?;
         logging::check(log, loaded.origin("log.filter"))?;
         if self.print_config {
             return Ok(ExitCode::SUCCESS);
@@ -100,9 +123,17 @@ impl NamesrvArgs {
         let config =
             NamesrvConfig { listen: name_server.listen.clone(), listeners, cluster: name_server.cluster.clone() };
         let doors = Doors { net: Arc::new(TcpNet), clock: Arc::new(SystemClock::new()) };
-        let ready = |bound: Bound| note(format!("ready name_server={}", bound.address));
+        let metrics = Arc::new(Metrics::default());
+        let http = listen_http(&name_server.http_listen).await?;
+        let at = http.as_ref().map_or_else(|| "off".to_owned(), |http| http.local_address());
+        let ready = |bound: Bound| note(format!("ready name_server={} http={at}", bound.address));
         let stop = Stop::listen()?;
-        let ended = quorate_namesrv::run(config, doors, stop.token.clone(), ready).await;
+        let mut pages = JoinSet::new();
+        if let Some(http) = http {
+            let site = Pages::new(metrics.clone(), doors.clock.clone(), name_server.cluster.clone());
+            pages.spawn(serve_pages(site, http, stop.token.clone()));
+        }
+        let ended = quorate_namesrv::run_counted(config, doors, metrics, stop.token.clone(), ready).await;
         ended.map(|()| ExitCode::SUCCESS).map_err(|error| failed(&error))
     }
 
@@ -115,11 +146,94 @@ impl NamesrvArgs {
             std::env::vars_os().filter_map(|(name, value)| name.into_string().ok().zip(value.into_string().ok())),
         )?;
         layers.flag("--listen", "name_server.listen", self.listen.as_deref());
+        layers.flag("--http-listen", "name_server.http_listen", self.http_listen.as_deref());
         layers.flag("--cluster", "name_server.cluster", self.cluster.as_deref());
         layers.switch("--insecure", "name_server.insecure", self.insecure);
         layers.flag("--log-format", "log.format", self.log_format.map(LogFormat::name));
         layers.load()
     }
+}
+
+/// Why there may be no listener of health checks where it is wanted, or two listeners of the name server are in each other's way.
+fn check_http(Table { listen, http_listen, insecure, .. }: &Table, named: &[NamedListener]) -> Result<(), String> {
+    let all: Vec<&str> =
+        [listen.as_str(), http_listen].into_iter().chain(named.iter().map(|one| one.listen.as_str())).collect();
+    for (at, address) in all.iter().enumerate() {
+        if all[..at].iter().any(|other| collide(address, other)) {
+            return Err(format!("two listeners want {address}; give each a port of its own"));
+        }
+    }
+    if http_listen.is_empty() { Ok(()) } else { check_listen(http_listen, *insecure) }
+}
+
+async fn listen_http(address: &str) -> Result<Option<Arc<dyn NetListener>>, Failure> {
+    if address.is_empty() {
+        return Ok(None);
+    }
+    TcpNet.listen(address).await.map(Some).map_err(|error| {
+        let next = "stop what uses the port, or choose another with --http-listen (\"\" switches it off)";
+        failure::error("the name server did not start", format!("name_server.http_listen {address}: {error}"), next)
+    })
+}
+
+const INDEX: &str = "\
+quorate namesrv
+
+/health/live   it runs
+/health/ready  it knows the brokers
+/metrics       numbers for Prometheus
+";
+
+/// What the HTTP listener of a name server serves.
+#[derive(Clone)]
+struct Pages {
+    metrics: Arc<Metrics>,
+    clock: Arc<dyn Clock>,
+    /// When it started.
+    from: std::time::Duration,
+    cluster: Option<String>,
+}
+
+impl Pages {
+    fn new(metrics: Arc<Metrics>, clock: Arc<dyn Clock>, cluster: Option<String>) -> Self {
+        let from = clock.monotonic();
+        Self { metrics, clock, from, cluster }
+    }
+
+    /// A name server that has just started knows no topic, and would tell clients so. Waiting for brokers ends: they may be waiting for it,
+    /// where only what is ready is found.
+    fn why_not_ready(&self) -> Vec<String> {
+        let waits = self.metrics.claims_taken() == 0 && self.clock.monotonic().saturating_sub(self.from) < LEASE;
+        waits.then(|| "no broker has registered since it started".to_owned()).into_iter().collect()
+    }
+}
+
+impl Site for Pages {
+    async fn page(&self, path: &str) -> Page {
+        match path {
+            "/" => Page::text(INDEX),
+            "/health/live" => Page::check("live", &[]),
+            "/health/ready" => Page::check("ready", &self.why_not_ready()),
+            "/metrics" => {
+                let mut common = vec![("node_type", "namesrv")];
+                common.extend(self.cluster.as_deref().map(|cluster| ("cluster", cluster)));
+                metrics_page(&families(&self.metrics), &common)
+            }
+            _ => Page::missing(),
+        }
+    }
+}
+
+/// A name server's numbers as a page of metrics takes them.
+pub fn families(counted: &Metrics) -> Vec<Family> {
+    let family = |reading: metrics::Reading| {
+        let kind = match reading.kind {
+            metrics::Kind::Counter => Kind::Counter,
+            metrics::Kind::Gauge => Kind::Gauge,
+        };
+        Metric { name: reading.name, kind, labels: &[], help: reading.help }.is(reading.value as f64)
+    };
+    counted.read().into_iter().map(family).collect()
 }
 
 /// Says why a name server may not listen there.

@@ -63,6 +63,29 @@ fn text(value: &Value) -> String {
     }
 }
 
+/// A time as people read it, to the second, in UTC: `2026-11-24 22:13:20`. `-` for none.
+pub fn utc(ms: i64) -> String {
+    if ms <= 0 {
+        return "-".to_owned();
+    }
+    let (days, of_day) = (ms.div_euclid(86_400_000), ms.rem_euclid(86_400_000) / 1000);
+    let (year, month, day) = date(days);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", of_day / 3600, of_day / 60 % 60, of_day % 60)
+}
+
+/// Year, month and day of so many days since the first of January 1970. Counted from the first of March of year 0, so that a leap day ends
+/// its year: then every month but the last has a fixed length.
+fn date(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let (era, of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
+}
+
 /// A note for people, on standard error.
 pub fn note(line: impl AsRef<str>) {
     // Nobody to tell is no reason to fail.
@@ -79,6 +102,20 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_time_is_a_date_and_a_time_of_day() {
+        for (seconds, said) in [
+            (1, "1970-01-01 00:00:01"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (1_700_000_000, "2023-11-14 22:13:20"),
+            (4_107_542_399, "2100-02-28 23:59:59"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+        ] {
+            assert_eq!(utc(seconds * 1000), said);
+        }
+        assert_eq!(utc(0), "-");
+    }
 
     #[test]
     fn figures_are_rows_for_people_and_one_object_for_programs() {

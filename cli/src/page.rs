@@ -11,6 +11,17 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 /// More than any answer has that is asked for here.
 const ANSWER_BYTES_MAX: usize = 256 << 10;
 
+/// Whether a text can be the address of a listener.
+///
+/// # Errors
+/// It is no `host:port`.
+pub fn check_address(text: &str) -> Result<(), String> {
+    let parts = text
+        .rsplit_once(':')
+        .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0));
+    parts.map(drop).ok_or_else(|| format!("{text:?} is not host:port, for example 127.0.0.1:9872"))
+}
+
 /// An answer: its status, and what stands behind the head.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Page {

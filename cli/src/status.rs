@@ -33,11 +33,11 @@ const HTTP_PORT: u16 = 9872;
 #[derive(Debug, Args)]
 pub struct StatusArgs {
     /// Show it again every so many seconds, 0.1 to 86400, until Ctrl-C
-    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", require_equals = true, value_parser = rest)]
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = rest)]
     pub watch: Option<Duration>,
     /// HTTP listeners of nodes, host:port, several separated by ; they are asked when no node takes clients [default: port 9872 of the
     /// endpoints' hosts, and network.http_listen as a node here would read it]
-    #[arg(long, env = "QUORATE_HTTP", value_name = "LIST")]
+    #[arg(long, env = "QUORATE_HTTP", value_name = "LIST", value_parser = addresses)]
     http: Option<String>,
     /// TOML file with the settings of a node here
     #[arg(long, env = "QUORATE_CONFIG", value_name = "FILE")]
@@ -138,6 +138,11 @@ impl StatusArgs {
 
 fn split(list: &str) -> impl Iterator<Item = &str> {
     list.split([';', ',']).map(str::trim).filter(|part| !part.is_empty())
+}
+
+/// A list of `host:port`, or none at all.
+fn addresses(list: &str) -> Result<String, String> {
+    split(list).try_for_each(page::check_address).map(|()| list.to_owned())
 }
 
 fn port(address: &str) -> Option<u16> {

@@ -4,7 +4,7 @@ use clap::{Subcommand, ValueEnum};
 use quorate_client::{Admin, AdminError, Topic, TopicType};
 use serde_json::json;
 
-use crate::output::Answer;
+use crate::output::{Answer, note, utc};
 
 /// What to do with topics.
 #[derive(Debug, Subcommand)]
@@ -27,10 +27,13 @@ pub enum TopicCommand {
         /// The topic
         name: String,
     },
-    /// Delete a topic with everything in it
+    /// Delete a topic with everything in it; refused while half or delayed messages wait in it, unless forced
     Delete {
         /// The topic
         name: String,
+        /// Drop messages too that wait in it and that nobody could receive yet: half and delayed ones
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -63,7 +66,7 @@ impl TopicCommand {
             Self::Create { name, .. } => format!("topic {name} was not created"),
             Self::List => "the topics cannot be listed".to_owned(),
             Self::Describe { name } => format!("topic {name} cannot be described"),
-            Self::Delete { name } => format!("topic {name} was not deleted"),
+            Self::Delete { name, .. } => format!("topic {name} was not deleted"),
         }
     }
 
@@ -76,9 +79,16 @@ impl TopicCommand {
             }
             Self::List => Ok(list(&admin.list_topics().await?)),
             Self::Describe { name } => Ok(describe(&admin.describe_topic(name).await?)),
-            Self::Delete { name } => {
-                admin.delete_topic(name).await?;
-                Ok(Answer { header: vec!["DELETED"], rows: vec![vec![name.clone()]], json: json!({ "deleted": name }) })
+            Self::Delete { name, force } => {
+                let dropped = admin.delete_topic(name, *force).await?;
+                if dropped.halves + dropped.delayed > 0 {
+                    note(format!("{} half and {} delayed messages went with it", dropped.halves, dropped.delayed));
+                }
+                Ok(Answer {
+                    header: vec!["DELETED"],
+                    rows: vec![vec![name.clone()]],
+                    json: json!({ "deleted": name, "halves": dropped.halves, "delayed": dropped.delayed }),
+                })
             }
         }
     }
@@ -96,10 +106,12 @@ fn kind_name(topic: &Topic) -> &'static str {
 }
 
 fn list(topics: &[Topic]) -> Answer {
-    let row = |topic: &Topic| vec![topic.name.clone(), kind_name(topic).to_owned(), topic.queues.to_string()];
+    let row = |topic: &Topic| {
+        vec![topic.name.clone(), kind_name(topic).to_owned(), topic.queues.to_string(), utc(topic.created_ms)]
+    };
     let object = |topic: &Topic| json!({ "name": topic.name, "type": kind_name(topic), "queues": topic.queues, "created_ms": topic.created_ms });
     Answer {
-        header: vec!["TOPIC", "TYPE", "QUEUES"],
+        header: vec!["TOPIC", "TYPE", "QUEUES", "CREATED (UTC)"],
         rows: topics.iter().map(row).collect(),
         json: topics.iter().map(object).collect(),
     }
@@ -114,11 +126,12 @@ fn describe(topic: &Topic) -> Answer {
             queue.min.to_string(),
             queue.max.to_string(),
             queue.max.saturating_sub(queue.min).to_string(),
+            utc(topic.created_ms),
         ]
     };
     let object = |queue: &quorate_client::Queue| json!({ "id": queue.id, "min": queue.min, "max": queue.max });
     Answer {
-        header: vec!["TOPIC", "TYPE", "QUEUE", "MIN", "MAX", "MESSAGES"],
+        header: vec!["TOPIC", "TYPE", "QUEUE", "MIN", "MAX", "MESSAGES", "CREATED (UTC)"],
         rows: topic.offsets.iter().map(row).collect(),
         json: json!({
             "name": topic.name,

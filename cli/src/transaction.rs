@@ -20,8 +20,8 @@ pub enum TransactionCommand {
         /// Those only that were checked in vain and that nobody is asked about any more
         #[arg(long)]
         set_aside: bool,
-        /// Most of them, up to 1000
-        #[arg(long, default_value_t = 100)]
+        /// Most of them, 1 to 1000
+        #[arg(long, default_value_t = 100, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
         max: u32,
         /// Behind this transaction id
         #[arg(long, default_value = "", hide_default_value = true)]

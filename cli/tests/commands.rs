@@ -23,7 +23,7 @@ fn help_is_no_error_and_wrong_usage_is_code_two() {
 fn with_nobody_there_a_command_fails_in_three_lines() {
     // Port 1 is nobody's.
     let (code, out, err) = said(&run(&["topic", "list", "--endpoints", "127.0.0.1:1"]));
-    assert_eq!((code, out.as_str()), (1, ""));
+    assert_eq!((code, out.as_str()), (4, ""));
     let lines: Vec<&str> = err.lines().collect();
     assert_eq!(lines.len(), 3, "{err}");
     assert_eq!(lines[0], "error: the topics cannot be listed");
@@ -100,6 +100,12 @@ fn numbers_that_make_no_sense_are_wrong_usage_with_the_range() {
         (&["topic", "create", "t", "--queues", "-1"][..], "1..=1024"),
         (&["topic", "create", "t", "--queues", "0"], "1..=1024"),
         (&["message", "receive", "t", "--group", "g", "--max", "0"], "1..=65535"),
+        (&["transaction", "list", "--max", "0"], "1..=1000"),
+        (&["transaction", "list", "--max", "1001"], "1..=1000"),
+        (&["cluster", "status", "--http", "foo"], "host:port"),
+        (&["cluster", "status", "--http", "127.0.0.1:9872;foo:"], "host:port"),
+        (&["health", "--address", "foo"], "host:port"),
+        (&["cluster", "status", "--watch", "0"], "0.1 to 86400"),
         (&["cluster", "status", "--watch=0"], "0.1 to 86400"),
         (&["group", "create", "g", "--max-attempts", "0"], "1..=1000"),
         (&["group", "create", "g", "--retry", "ladder:"], "1 to 32 delays"),
@@ -125,7 +131,7 @@ fn a_command_whose_connection_is_closed_at_once_says_that_nothing_was_sent() {
     let address = listener.local_addr().expect("bound").to_string();
     std::thread::spawn(move || listener.incoming().for_each(drop));
     let (code, _, err) = said(&run(&["topic", "create", "t", "--endpoints", &address]));
-    assert!(code == 1 && err.contains("not now") && !err.contains("unknown"), "{err}");
+    assert!(code == 4 && err.contains("not now") && !err.contains("unknown"), "{err}");
 }
 
 #[test]
@@ -163,11 +169,25 @@ fn a_node_serves_the_commands_and_stops_in_order() {
     assert!(!waiting().contains(id));
     let received = fine(&["message", "receive", "halves", "--group", "g", "--ack", "-o", "json"]);
     assert!(received.contains("\"body\":\"wait\""), "{received}");
+    assert!(fine(&["group", "list"]).contains("CREATED (UTC)"));
     let groups = fine(&["group", "list", "-o", "json"]);
     assert!(groups.contains("\"name\":\"g\""), "{groups}");
     fine(&["group", "delete", "g"]);
+    for table in [&["topic", "list"][..], &["topic", "describe", "t"]] {
+        let shown = fine(table);
+        assert!(shown.contains("CREATED (UTC)") && shown.contains(" 20"), "{shown}");
+    }
     fine(&["topic", "delete", "t"]);
-    fine(&["topic", "delete", "halves"]);
+    // A half message waits: nobody loses it by mistake.
+    fine(&["message", "send", "halves", "wait", "--half"]);
+    let (code, _, err) = said(&run(&["topic", "delete", "halves", at[0], at[1]]));
+    assert!(
+        code == 1 && err.contains("42800") && err.contains("1 half and 0 delayed") && err.contains("--force"),
+        "{err}"
+    );
+    assert!(fine(&["topic", "list"]).contains("halves"));
+    let deleted = fine(&["topic", "delete", "halves", "--force", "-o", "json"]);
+    assert!(deleted.contains("\"halves\":1") && deleted.contains("\"delayed\":0"), "{deleted}");
     assert_eq!(fine(&["topic", "list", "-o", "json"]).trim(), "[]");
 
     // The port is taken, and so is the directory: each has an error of its own.
@@ -175,8 +195,15 @@ fn a_node_serves_the_commands_and_stops_in_order() {
     let other = other.to_str().expect("a plain path");
     let (code, _, err) = said(&run(&["broker", "--config", &config, "--data", other, "--listen", &endpoint]));
     assert!(code == 1 && err.contains(&endpoint), "{err}");
+    let used = format!("data directory {} is used by process {}", data.display(), node.pid());
     let (code, _, err) = said(&run(&args));
-    assert!(code == 1 && err.contains("data"), "{err}");
+    assert!(code == 1 && err.contains(&used) && err.contains("--data"), "{err}");
+    // Both at once, as when a node is started twice: it is the directory that matters.
+    let mut twice = args.clone();
+    let listen = twice.iter().position(|arg| *arg == "--listen").expect("it is given");
+    twice[listen + 1] = &endpoint;
+    let (code, _, err) = said(&run(&twice));
+    assert!(code == 1 && err.contains(&used), "{err}");
 
     assert_eq!(node.stop().code(), Some(0));
     let (code, _, err) = said(&run(&broker(&data, &["--config", &config, "--node", "2"])));

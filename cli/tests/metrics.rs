@@ -12,7 +12,7 @@ use std::{
     time::Instant,
 };
 
-use nodes::{Role, config, get, run_until_fine};
+use nodes::{Role, config, get, run, run_until_fine, said};
 use quorate_broker::metrics::Kind;
 
 /// Samples by name and labels as they are written.
@@ -258,6 +258,43 @@ fn every_number_moves_when_the_thing_happens() {
     assert_eq!(get(&nodes[&left].http, "/health/safe-to-stop").0, 503);
 }
 
+/// A name server alone has a page of its own, and is ready once it knows a node.
+#[test]
+fn a_name_server_tells_who_is_registered() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Role::start(&["namesrv", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]);
+    let (address, http) = server.ready_both("name_server", "http");
+    assert_eq!(get(&http, "/health/live").0, 200);
+    let (status, why) = get(&http, "/health/ready");
+    assert!(status == 503 && why.contains("no broker has registered"), "{status} {why}");
+    assert_eq!(get(&http, "/health/safe-to-stop").0, 404);
+    let read = || parse(&get(&http, "/metrics").1);
+    let none = read();
+    assert_eq!(none.sum("quorate_namesrv_nodes", &["node_type=\"namesrv\""]), 0.0);
+
+    let config = config(dir.path(), "");
+    let data = dir.path().join("data");
+    let mut node = Role::start(&nodes::broker(&data, &["--config", &config, "--name-servers", &address]));
+    let client = node.ready("client");
+    run_until_fine(&["topic", "create", "t", "--endpoints", &client]);
+    let deadline = Instant::now() + nodes::PATIENCE;
+    while read().sum("quorate_namesrv_topics", &[]) != 1.0 {
+        assert!(Instant::now() < deadline, "{:#?}", read());
+    }
+    let known = read();
+    for name in ["quorate_namesrv_nodes", "quorate_namesrv_groups"] {
+        assert_eq!(known.sum(name, &[]), 1.0, "{name}");
+    }
+    assert_eq!(known.kinds["quorate_namesrv_nodes"], "gauge");
+    assert_eq!(known.kinds["quorate_namesrv_claims_expired_total"], "counter");
+    assert_eq!(get(&http, "/health/ready").0, 200);
+    let taken = said(&run(&["namesrv", "--listen", "127.0.0.1:0", "--http-listen", &http]));
+    assert!(taken.0 == 1 && taken.2.contains(&http), "{taken:?}");
+    assert_eq!(node.stop().code(), Some(0));
+    assert_eq!(read().sum("quorate_namesrv_nodes", &[]), 0.0, "it said goodbye");
+    assert_eq!(server.stop().code(), Some(0));
+}
+
 /// Name, kind, labels and help of all that is declared anywhere.
 fn declared() -> Vec<(&'static str, &'static str, String, &'static str)> {
     let labels = |labels: &[&str]| {
@@ -268,7 +305,11 @@ fn declared() -> Vec<(&'static str, &'static str, String, &'static str)> {
     let mut all: Vec<_> =
         metrics.map(|metric| (metric.name, metric.kind.name(), labels(metric.labels), metric.help)).collect();
     let counters = quorate_namesrv::Metrics::default().read();
-    all.extend(counters.iter().map(|one| (one.name, Kind::Counter.name(), labels(&[]), one.help)));
+    let kind = |kind| match kind {
+        quorate_namesrv::metrics::Kind::Counter => Kind::Counter,
+        quorate_namesrv::metrics::Kind::Gauge => Kind::Gauge,
+    };
+    all.extend(counters.iter().map(|one| (one.name, kind(one.kind).name(), labels(&[]), one.help)));
     all
 }
 

@@ -67,14 +67,16 @@ impl Admin {
         outcome.map(drop)
     }
 
-    /// Deletes a topic with everything in it.
+    /// Deletes a topic with everything in it. Messages that wait in it and that nobody could receive yet (half and delayed ones) are dropped
+    /// only with `force`. The answer says how many of them there were.
     ///
     /// # Errors
-    /// `Refused` with 40402 if there is none.
-    pub async fn delete_topic(&self, name: &str) -> Result<(), AdminError> {
-        let request = admin::DeleteTopicRequest { name: name.to_owned() };
-        let outcome: Result<admin::Outcome, AdminError> = call!(self, delete_topic(request), repeat: false, Some);
-        outcome.map(drop)
+    /// `Refused` with 40402 if there is none, with 42800 if messages wait in it and it is not forced; then nothing was deleted.
+    pub async fn delete_topic(&self, name: &str, force: bool) -> Result<admin::DeleteTopicResponse, AdminError> {
+        let request = admin::DeleteTopicRequest { name: name.to_owned(), force };
+        call!(self, delete_topic(request), repeat: false, |answer: &'_ admin::DeleteTopicResponse| {
+            Some(admin::Outcome { code: answer.code, message: answer.message.clone() })
+        })
     }
 
     /// A topic with the offsets of its queues.

@@ -32,7 +32,7 @@ async fn a_change_is_repeated_only_if_it_certainly_had_no_effect() {
     cluster.say([Answer::Code(50002), Answer::Fine]);
     admin.create_topic("t", 8, TopicType::Normal).await.unwrap();
     cluster.say([Answer::Code(50402), Answer::Fine]);
-    assert!(matches!(admin.delete_topic("t").await, Err(AdminError::Unknown { code: 50402, .. })));
+    assert!(matches!(admin.delete_topic("t", false).await, Err(AdminError::Unknown { code: 50402, .. })));
     assert_eq!(cluster.calls_of("delete_topic").len(), 1);
     cluster.script.lock().unwrap().clear();
     cluster.say([Answer::Code(40403)]);

@@ -18,6 +18,6 @@ mod run;
 mod service;
 mod table;
 
-pub use metrics::Metrics;
+pub use metrics::{Metrics, Standing};
 pub use run::{Bound, Doors, NamedListener, NamesrvConfig, RunError, run, run_counted};
 pub use table::{Claim, GroupRoute, LEASE, NotClaimed, Table, Topic};

@@ -1,18 +1,45 @@
-//! Every metric of this crate: its name, its help, and what is counted as it happens. All of them are counters without labels.
+//! Every metric of this crate: its name, its help, and what is counted as it happens. None has labels.
 //!
-//! A name server has no listener for scrapers; whoever runs it beside a broker shows its readings on that one's.
+//! Whoever runs a name server shows its readings: beside a broker on that one's HTTP listener, alone on one of its own.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU64, Ordering},
+};
 
-/// A counter as it is read.
+/// How a metric behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows, and begins at 0 when the name server starts.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+}
+
+/// A metric as it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
     /// Exported name.
     pub name: &'static str,
+    /// How it behaves.
+    pub kind: Kind,
     /// One line of help.
     pub help: &'static str,
-    /// The count since start.
+    /// The value now.
     pub value: u64,
+}
+
+/// What a name server knows now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// Nodes whose claim counts.
+    pub nodes: u64,
+    /// Broker groups with such a node.
+    pub groups: u64,
+    /// Topics with a route.
+    pub topics: u64,
+    /// Claims that ended unrepeated, since the start.
+    pub expired: u64,
 }
 
 /// A number that only grows.
@@ -25,28 +52,76 @@ impl Counter {
     }
 }
 
-macro_rules! counters {
-    ($(#[doc = $help:literal] $field:ident = $name:literal;)*) => {
-        /// What a name server has counted since it started.
+/// Looks at what is known now.
+type Look = Box<dyn Fn() -> Standing + Send + Sync>;
+
+/// Set when the name server starts.
+#[derive(Default)]
+pub(crate) struct Table(OnceLock<Look>);
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.read().fmt(f)
+    }
+}
+
+impl Table {
+    pub(crate) fn set(&self, look: impl Fn() -> Standing + Send + Sync + 'static) {
+        assert!(self.0.set(Box::new(look)).is_ok(), "one name server counts in one place");
+    }
+
+    fn read(&self) -> Standing {
+        self.0.get().map(|look| look()).unwrap_or_default()
+    }
+}
+
+macro_rules! metrics {
+    (counted: $(#[doc = $help:literal] $field:ident = $name:literal;)*
+     known: $(#[doc = $known_help:literal] $kind:ident $known:ident = $known_name:literal;)*) => {
+        /// What a name server has counted since it started, and what it knows now.
         #[derive(Debug, Default)]
         pub struct Metrics {
             $(#[doc = $help] pub(crate) $field: Counter,)*
+            pub(crate) table: Table,
         }
 
         impl Metrics {
-            /// Every counter, in a fixed order.
+            /// Every metric, in a fixed order.
             pub fn read(&self) -> Vec<Reading> {
-                vec![$(Reading {
-                    name: $name,
-                    help: $help.trim_ascii(),
-                    value: self.$field.0.load(Ordering::Relaxed),
-                },)*]
+                let standing = self.standing();
+                vec![
+                    $(Reading {
+                        name: $name,
+                        kind: Kind::Counter,
+                        help: $help.trim_ascii(),
+                        value: self.$field.0.load(Ordering::Relaxed),
+                    },)*
+                    $(Reading {
+                        name: $known_name,
+                        kind: Kind::$kind,
+                        help: $known_help.trim_ascii(),
+                        value: standing.$known,
+                    },)*
+                ]
             }
         }
     };
 }
 
-counters! {
+impl Metrics {
+    /// What the name server knows now; nothing before it runs.
+    pub fn standing(&self) -> Standing {
+        self.table.read()
+    }
+
+    /// Registrations taken since the start.
+    pub fn claims_taken(&self) -> u64 {
+        self.claims_taken.0.load(Ordering::Relaxed)
+    }
+}
+
+metrics! {
+    counted:
     /// Registrations of nodes that were taken, heartbeats included.
     claims_taken = "quorate_namesrv_claims_taken_total";
     /// Registrations that were refused: another cluster's, or ones that cannot be read.
@@ -57,4 +132,13 @@ counters! {
     routes_told = "quorate_namesrv_routes_told_total";
     /// Questions of clients for the route of a topic that nobody has registered.
     routes_unknown = "quorate_namesrv_routes_unknown_total";
+    known:
+    /// Nodes forgotten because they were silent for ten seconds.
+    Counter expired = "quorate_namesrv_claims_expired_total";
+    /// Nodes whose registration counts.
+    Gauge nodes = "quorate_namesrv_nodes";
+    /// Broker groups with a registered node.
+    Gauge groups = "quorate_namesrv_groups";
+    /// Topics with a route.
+    Gauge topics = "quorate_namesrv_topics";
 }

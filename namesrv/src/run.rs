@@ -139,7 +139,8 @@ pub async fn run_counted(
     ready: impl FnOnce(Bound) + Send,
 ) -> Result<(), RunError> {
     let NamesrvConfig { listen, listeners, cluster } = config;
-    let service = NameService::new(Table::new(cluster), doors.clock, metrics);
+    let service = NameService::new(Table::new(cluster), doors.clock, metrics.clone());
+    metrics.table.set(service.look());
     let (main, address) = serve(doors.net.as_ref(), &listen, service.clone(), &shutdown).await?;
     let (mut servers, mut bound) = (JoinSet::new(), Bound { address, listeners: Vec::new() });
     servers.spawn(main);

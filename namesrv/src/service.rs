@@ -22,7 +22,7 @@ use tonic::{Request, Response, Streaming};
 use tracing::{debug, info};
 
 use crate::{
-    metrics::Metrics,
+    metrics::{Metrics, Standing},
     table::{Claim, GroupRoute, NotClaimed, Table, Topic},
 };
 
@@ -45,6 +45,12 @@ pub(crate) struct NameService {
 impl NameService {
     pub(crate) fn new(table: Table, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
         Self { table: Arc::new(Mutex::new(table)), clock, metrics, listener: None }
+    }
+
+    /// Tells what the table knows now.
+    pub(crate) fn look(&self) -> impl Fn() -> Standing + Send + Sync + use<> {
+        let (table, clock) = (self.table.clone(), self.clock.clone());
+        move || table.lock().expect("no code panics while it holds the table").standing(clock.monotonic())
     }
 
     /// The same table as clients of a named listener see it.

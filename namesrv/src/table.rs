@@ -15,12 +15,14 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
 
 use quorate_proto::names::TopicName;
+
+use crate::metrics::Standing;
 
 /// How long a claim counts after it was made. Brokers repeat theirs every second.
 pub const LEASE: Duration = Duration::from_secs(10);
@@ -114,6 +116,8 @@ pub struct Table {
     /// The cluster of the claims held; of use only while there are some.
     adopted: String,
     groups: BTreeMap<String, BTreeMap<u32, Held>>,
+    /// Claims that were dropped because they were not repeated.
+    expired: u64,
 }
 
 #[derive(Debug)]
@@ -185,10 +189,25 @@ impl Table {
             .collect()
     }
 
+    /// How much counts at `now`.
+    pub fn standing(&mut self, now: Duration) -> Standing {
+        self.expire(now);
+        let topics: BTreeSet<&TopicName> =
+            self.groups.values().filter_map(|nodes| best(nodes, now)).flat_map(|claim| claim.topics.keys()).collect();
+        Standing {
+            nodes: self.groups.values().map(|nodes| nodes.len() as u64).sum(),
+            groups: self.groups.len() as u64,
+            topics: topics.len() as u64,
+            expired: self.expired,
+        }
+    }
+
     /// Drops what no longer counts at `now`. [`Self::route`] does not need it; it frees memory.
     fn expire(&mut self, now: Duration) {
         self.groups.retain(|_, nodes| {
+            let before = nodes.len();
             nodes.retain(|_, held| now < held.end);
+            self.expired += (before - nodes.len()) as u64;
             !nodes.is_empty()
         });
     }

@@ -49,6 +49,19 @@ fn a_claim_counts_for_ten_seconds_and_each_repeat_starts_them_anew() {
 }
 
 #[test]
+fn what_counts_is_counted_and_what_ended_unrepeated_too() {
+    let mut table = Table::new(None);
+    table.register(claim("a", 1, 1, &["n1:1"]), T0).expect("taken");
+    table.register(claim("a", 2, 1, &["n1:1"]), seconds(5)).expect("taken");
+    table.register(claim("b", 1, 1, &["n3:1"]), seconds(5)).expect("taken");
+    assert_eq!(table.standing(seconds(5)), Standing { nodes: 3, groups: 2, topics: 1, expired: 0 });
+    assert_eq!(table.standing(seconds(10)), Standing { nodes: 2, groups: 2, topics: 1, expired: 1 });
+    table.unregister("c", "b", 1);
+    assert_eq!(table.standing(seconds(10)), Standing { nodes: 1, groups: 1, topics: 1, expired: 1 });
+    assert_eq!(table.standing(seconds(15)), Standing { nodes: 0, groups: 0, topics: 0, expired: 2 });
+}
+
+#[test]
 fn clients_of_a_named_listener_get_its_addresses_and_the_usual_ones_of_groups_that_have_none() {
     let mut table = Table::new(None);
     let listeners = BTreeMap::from([("host".to_owned(), vec!["h1:1".to_owned(), "h2:1".to_owned()])]);

@@ -99,7 +99,7 @@ pub(super) fn check_all(listeners: &[ListenerConfig]) -> Result<(), ConfigError>
 }
 
 /// Whether two listeners would take the same port of the same host. Texts that are no addresses, and free ports, collide with nothing.
-pub(super) fn collide(one: &str, other: &str) -> bool {
+pub fn collide(one: &str, other: &str) -> bool {
     let (Some((host, port)), Some((other_host, other_port))) = (split_address(one), split_address(other)) else {
         return false;
     };

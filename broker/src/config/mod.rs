@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     election::{ElectionConfig, Profile, Timers},
     limits::Limits,
-    listener::ListenerConfig,
+    listener::{ListenerConfig, collide},
     transactions::TransactionsConfig,
 };
 

@@ -1,45 +1,24 @@
 //! The HTTP listener of operators: health checks for orchestrators, metrics for Prometheus. It reads and never changes anything.
 //!
-//! Everything about a connection is bounded: one request each, a head of a few KiB within seconds, an end within ten, GET and HEAD only. When
-//! all places are taken the oldest connection makes way for the newest, so whoever sits on connections keeps no health check out.
+//! `server` serves, `scrape` looks at the node, `text` writes what it saw.
 
 pub(crate) mod scrape;
+mod server;
 mod text;
 
-use std::{
-    collections::VecDeque,
-    convert::Infallible,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use quorate_proto::doors::{BoxFuture, NetListener, Stream};
-use tokio::task::{AbortHandle, JoinError, JoinSet};
-use tokio_util::sync::CancellationToken;
+use quorate_proto::doors::BoxFuture;
 
 use self::scrape::Scrape;
-use crate::health::{Check, Health};
+pub use self::server::{Page, Site, serve};
+use crate::{
+    health::{Check, Health},
+    metrics::Family,
+};
 
-/// Connections at once.
-const CONNECTIONS_MAX: usize = 64;
-/// Bytes of a request's head, and its headers.
-const HEAD_BYTES_MAX: usize = 16 << 10;
-const HEADERS_MAX: usize = 64;
-/// Longest wait for a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest life of a connection, so that nobody who reads slowly stays.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Rest after the system refused to accept (too many open files).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-
-const TEXT: &str = "text/plain; charset=utf-8";
-const JSON: &str = "application/json";
 const PROTOBUF: &str = "application/x-protobuf";
+const READS: &str = "the node reads its log";
 
 const INDEX: &str = "\
 quorate
@@ -55,7 +34,12 @@ quorate
 /// closes its client listeners, and is then the one that operators want to ask.
 pub(crate) type ClusterPage = Arc<dyn Fn() -> BoxFuture<'static, Vec<u8>> + Send + Sync>;
 
-/// What is served. Cheap to clone.
+/// Metrics as a page for Prometheus, each sample with the labels `common` before its own.
+pub fn metrics_page(families: &[Family], common: &[(&str, &str)]) -> Page {
+    Page::of(text::KIND, text::write(families, common))
+}
+
+/// What a node serves. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Pages {
     /// The node's health.
@@ -66,101 +50,20 @@ pub(crate) struct Pages {
     pub cluster: Arc<OnceLock<ClusterPage>>,
 }
 
-impl Pages {
-    /// Serves on `listener` until `stop`; what is under way then is cut.
-    pub async fn serve(self, listener: Arc<dyn NetListener>, stop: CancellationToken) {
-        let mut connections = JoinSet::new();
-        let mut order: VecDeque<AbortHandle> = VecDeque::new();
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                Some(ended) = connections.join_next() => {
-                    pass_on_panic(ended);
-                    order.retain(|connection| !connection.is_finished());
-                }
-                accepted = listener.accept() => match accepted {
-                    Ok(stream) => {
-                        if order.len() >= CONNECTIONS_MAX && let Some(oldest) = order.pop_front() {
-                            oldest.abort();
-                        }
-                        order.push_back(connections.spawn(self.clone().connection(stream)));
-                    }
-                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-                },
-            }
+impl Site for Pages {
+    async fn page(&self, path: &str) -> Page {
+        if let Some(check) = Check::ALL.into_iter().find(|check| path.strip_prefix("/health/") == Some(check.name())) {
+            return Page::check(check.name(), &self.health.why_not(check));
         }
-    }
-
-    /// Serves one request. Whatever goes wrong is the other side's: it is gone or speaks no HTTP.
-    async fn connection(self, stream: Stream) {
-        let served = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .max_headers(HEADERS_MAX)
-            .keep_alive(false)
-            .serve_connection(
-                TokioIo::new(stream),
-                service_fn(|request: Request<Incoming>| {
-                    let pages = self.clone();
-                    async move { Ok::<_, Infallible>(pages.answer(request.method(), request.uri().path()).await) }
-                }),
-            );
-        let _ = tokio::time::timeout(CONNECTION_TIMEOUT, served).await;
-    }
-
-    async fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
-        if method != Method::GET && method != Method::HEAD {
-            let mut answer = page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned());
-            answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return answer;
+        match path {
+            "/" => Page::text(INDEX),
+            "/metrics" => self.scrape.get().map_or_else(|| Page::not_yet(READS), Scrape::page),
+            "/cluster" => match self.cluster.get() {
+                Some(gather) => Page::of(PROTOBUF, gather().await),
+                None => Page::not_yet(READS),
+            },
+            _ => Page::missing(),
         }
-        if path == "/" {
-            return page(StatusCode::OK, TEXT, INDEX.to_owned());
-        }
-        if path == "/metrics" {
-            return match self.scrape.get() {
-                Some(scrape) => page(StatusCode::OK, text::KIND, scrape.text()),
-                None => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the node reads its log\n".to_owned()),
-            };
-        }
-        if path == "/cluster" {
-            return match self.cluster.get() {
-                Some(gather) => page(StatusCode::OK, PROTOBUF, gather().await),
-                None => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the node reads its log\n".to_owned()),
-            };
-        }
-        let asked = path.strip_prefix("/health/");
-        if let Some(check) = Check::ALL.into_iter().find(|check| asked == Some(check.name())) {
-            return self.health(check);
-        }
-        page(StatusCode::NOT_FOUND, TEXT, "no such page; see /\n".to_owned())
-    }
-
-    fn health(&self, check: Check) -> Response<Full<Bytes>> {
-        let why = self.health.why_not(check);
-        let ok = why.is_empty();
-        let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        let body = serde_json::json!({ "check": check.name(), "ok": ok, "why": why });
-        page(status, JSON, format!("{body}\n"))
-    }
-}
-
-fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut answer = Response::new(Full::new(body.into()));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    answer
-}
-
-fn pass_on_panic(ended: Result<(), JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        std::panic::resume_unwind(error.into_panic());
     }
 }
 

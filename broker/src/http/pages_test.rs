@@ -6,9 +6,14 @@ use quorate_proto::doors::{Net, TcpNet};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 
-use super::*;
+use super::{
+    server::{CONNECTION_TIMEOUT, CONNECTIONS_MAX, HEAD_BYTES_MAX, HEADERS_MAX},
+    *,
+};
 
 /// A listener, and what ends it.
 async fn start() -> (String, CancellationToken, JoinSet<()>) {
@@ -16,7 +21,7 @@ async fn start() -> (String, CancellationToken, JoinSet<()>) {
     let (address, stop) = (listener.local_address(), CancellationToken::new());
     let mut tasks = JoinSet::new();
     let pages = Pages { health: Arc::new(Health::new()), scrape: Arc::default(), cluster: Arc::default() };
-    tasks.spawn(pages.serve(listener, stop.clone()));
+    tasks.spawn(serve(pages, listener, stop.clone()));
     (address, stop, tasks)
 }
 

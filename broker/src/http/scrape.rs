@@ -9,7 +9,7 @@ use quorate_proto::time::Timestamp;
 use quorate_raft::{Disk, Group};
 use tokio::time::Instant;
 
-use super::text;
+use super::{Page, metrics_page};
 use crate::{
     config::BrokerConfig,
     health::{Check, Health},
@@ -56,12 +56,12 @@ struct Lag {
 }
 
 impl Scrape {
-    /// Everything, as text.
-    pub fn text(&self) -> String {
+    /// Everything, as a page.
+    pub fn page(&self) -> Page {
         let node = &self.config.node;
         let id = format!("{}-{}", node.group, node.number);
         let common = [("cluster", node.cluster.as_str()), ("node_type", "broker"), ("node_id", id.as_str())];
-        text::write(&self.families(), &common)
+        metrics_page(&self.families(), &common)
     }
 
     fn families(&self) -> Vec<Family> {

@@ -108,7 +108,7 @@ calls! {
     8 CreateTopic -> Done by create_topic, repeatable: true;
     9 CreateGroup -> Done by create_group, repeatable: true;
     // A repeat would say that the topic is unknown, though the first try removed it.
-    10 DropTopic -> Done by drop_topic, repeatable: false;
+    10 DropTopic -> Dropped by drop_topic, repeatable: false;
     11 DropGroup -> Done by drop_group, repeatable: false;
     12 ListTopics -> Topics by list_topics, repeatable: true;
     13 ListGroups -> Groups by list_groups, repeatable: true;
@@ -617,6 +617,18 @@ pub(crate) struct CreateGroup {
 pub(crate) struct DropTopic {
     #[prost(string, tag = "1")]
     pub name: String,
+    /// Though messages wait in it that nobody could receive yet.
+    #[prost(bool, tag = "2")]
+    pub force: bool,
+}
+
+/// The topic is removed, and with it messages that waited in it.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct Dropped {
+    #[prost(uint64, tag = "1")]
+    pub halves: u64,
+    #[prost(uint64, tag = "2")]
+    pub delayed: u64,
 }
 
 /// Remove a consumer group and its progress.

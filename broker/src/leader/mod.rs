@@ -69,6 +69,19 @@ pub(crate) enum Failure {
         /// How far is allowed.
         max: Duration,
     },
+    /// Messages wait in a topic that is to be removed.
+    #[error(
+        "{halves} half and {delayed} delayed messages wait in topic {topic}, and nobody could receive them yet; nothing was deleted; \
+         force it to drop them too (quorate topic delete {topic} --force)"
+    )]
+    StillWaiting {
+        /// Its name.
+        topic: String,
+        /// Half messages.
+        halves: u64,
+        /// Delayed ones.
+        delayed: u64,
+    },
     /// The filter cannot be read.
     #[error("{0}")]
     Filter(filter::FilterError),

@@ -11,8 +11,8 @@ use quorate_proto::{
 use super::{
     Failure, Leader,
     calls::{
-        CreateGroup, CreateTopic, Done, DropGroup, DropTopic, EnsureGroup, EnsureTopic, GroupDetail, GroupShape,
-        Groups, ListGroups, ListTopics, Range, TopicDetail, TopicShape, Topics,
+        CreateGroup, CreateTopic, Done, DropGroup, DropTopic, Dropped, EnsureGroup, EnsureTopic, GroupDetail,
+        GroupShape, Groups, ListGroups, ListTopics, Range, TopicDetail, TopicShape, Topics,
     },
     mismatched,
 };
@@ -121,12 +121,22 @@ impl Leader {
         self.propose_one(Command::PutGroup(put)).await.map(|_| Done {})
     }
 
-    /// Removes a topic and its messages.
-    pub async fn drop_topic(&self, call: &DropTopic) -> Result<Done, Failure> {
+    /// Removes a topic and its messages. Those that wait in it and that nobody could receive yet must be dropped on purpose. They are counted
+    /// when the call comes: what is sent while it is carried out goes like any other message.
+    pub async fn drop_topic(&self, call: &DropTopic) -> Result<Dropped, Failure> {
         let name = topic_name(&call.name)?;
         self.group.confirm_leadership().await?;
-        let topic = self.shared.read(|m| m.topic(&name).map(machine::Topic::id)).ok_or(Refusal::TopicNotFound)?;
-        self.propose_one(Command::DropTopic(machine::DropTopic { topic })).await.map(|_| Done {})
+        let found = self.shared.read(|m| {
+            let topic = m.topic(&name)?.id();
+            let (halves, delayed) = m.waiting_in(topic);
+            Some((topic, Dropped { halves, delayed }))
+        });
+        let (topic, waiting) = found.ok_or(Refusal::TopicNotFound)?;
+        let Dropped { halves, delayed } = waiting;
+        if !call.force && halves + delayed > 0 {
+            return Err(Failure::StillWaiting { topic: call.name.clone(), halves, delayed });
+        }
+        self.propose_one(Command::DropTopic(machine::DropTopic { topic })).await.map(|_| waiting)
     }
 
     /// Removes a consumer group and its progress.

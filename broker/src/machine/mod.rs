@@ -643,6 +643,13 @@ impl Machine {
         self.transactions.after(after)
     }
 
+    /// How many half messages, and how many delayed ones, wait in a topic.
+    pub fn waiting_in(&self, topic: TopicId) -> (u64, u64) {
+        let halves = self.transactions.after(None).filter(|(_, half)| half.topic == topic).count();
+        let delayed = self.delay.after(None).filter(|(_, message)| message.topic == topic).count();
+        (halves as u64, delayed as u64)
+    }
+
     /// Topics with half messages that a producer is to be asked about at `now`, by number.
     pub fn topics_to_check(&self, now: Timestamp) -> impl Iterator<Item = TopicId> + '_ {
         self.transactions.topics_due(now)

@@ -8,11 +8,11 @@ use std::{sync::Arc, time::Duration};
 use quorate_proto::{
     admin::{
         ClusterStatusRequest, ClusterStatusResponse, ConsumerGroup, CreateGroupRequest, CreateTopicRequest, DeadLetter,
-        DeadLetterPlace, DeadLetterTopic, DeleteGroupRequest, DeleteTopicRequest, DescribeTopicRequest,
-        DescribeTopicResponse, EndTransactionRequest, LeaderHistoryRequest, LeaderHistoryResponse,
-        ListDeadLettersRequest, ListDeadLettersResponse, ListGroupsRequest, ListGroupsResponse, ListTopicsRequest,
-        ListTopicsResponse, ListTransactionsRequest, ListTransactionsResponse, NodeStatus, Outcome, Queue,
-        RedriveDeadLettersRequest, RedriveDeadLettersResponse, Redriven, ShowDeadLettersRequest,
+        DeadLetterPlace, DeadLetterTopic, DeleteGroupRequest, DeleteTopicRequest, DeleteTopicResponse,
+        DescribeTopicRequest, DescribeTopicResponse, EndTransactionRequest, LeaderHistoryRequest,
+        LeaderHistoryResponse, ListDeadLettersRequest, ListDeadLettersResponse, ListGroupsRequest, ListGroupsResponse,
+        ListTopicsRequest, ListTopicsResponse, ListTransactionsRequest, ListTransactionsResponse, NodeStatus, Outcome,
+        Queue, RedriveDeadLettersRequest, RedriveDeadLettersResponse, Redriven, ShowDeadLettersRequest,
         ShowDeadLettersResponse, Topic, TopicType, Transaction, TransferLeadershipRequest, TransferLeadershipResponse,
         broker_admin_server::BrokerAdmin,
     },
@@ -197,10 +197,13 @@ impl BrokerAdmin for Operators {
         done(self.call(until, create_topic(request.into_inner().topic)).await)
     }
 
-    async fn delete_topic(&self, request: Request<DeleteTopicRequest>) -> Answer<Outcome> {
+    async fn delete_topic(&self, request: Request<DeleteTopicRequest>) -> Answer<DeleteTopicResponse> {
         let until = self.until(&request);
-        let name = topic_name(&request.into_inner().name);
-        done(self.call(until, name.map(|name| calls::DropTopic { name })).await)
+        let DeleteTopicRequest { name, force } = request.into_inner();
+        let found = self.call(until, topic_name(&name).map(|name| calls::DropTopic { name, force })).await;
+        let calls::Dropped { halves, delayed } = found.as_ref().copied().unwrap_or_default();
+        let Outcome { code, message } = outcome(found.map(drop));
+        Ok(Response::new(DeleteTopicResponse { code, message, halves, delayed }))
     }
 
     async fn describe_topic(&self, request: Request<DescribeTopicRequest>) -> Answer<DescribeTopicResponse> {

@@ -214,6 +214,7 @@ impl Dispatch {
             | Failure::Refused(_)
             | Failure::TopicTakes { .. }
             | Failure::DelayTooLong { .. }
+            | Failure::StillWaiting { .. }
             | Failure::Filter(_)
             | Failure::Retry(_)
             | Failure::NoDeadLetters

@@ -244,3 +244,16 @@ impl http_body::Body for Counted {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Our client, and gRPC's own retries, tell it by this from a request that is too large.
+    #[test]
+    fn a_request_that_is_turned_away_may_be_repeated_and_says_so() {
+        let answer = turned_away().into_http::<Body>();
+        assert_eq!(answer.headers().get("grpc-status").map(|code| code.as_bytes()), Some(&b"8"[..]));
+        assert!(answer.headers().contains_key("grpc-retry-pushback-ms"));
+    }
+}

@@ -68,7 +68,7 @@ impl ConsumeBench {
             calls_per_s: None,
         };
         let outcome = run(plan, &Servers::new(client.admin()), call).await;
-        outcome.worked()?;
+        outcome.worked(endpoints)?;
         // The size of bodies is the producer's choice; megabytes are left to its report.
         let mut figures = outcome.figures(0);
         figures.retain(|(name, _)| *name != "mb_per_s");
@@ -87,7 +87,7 @@ async fn receive_and_ack(consumer: &SimpleConsumer, topic: &str, until_empty: bo
     let received = match consumer.receive(topic).await {
         Ok(received) if received.is_empty() => return Done { idle: true, last: until_empty, ..Done::default() },
         Ok(received) => received,
-        Err(error) => return Done { failed: 1, reason: Some(error.to_string()), ..Done::default() },
+        Err(error) => return Done { failed: 1, reason: Some(error), ..Done::default() },
     };
     let mut done = Done::default();
     for result in consumer.ack_many(&received).await {
@@ -95,7 +95,7 @@ async fn receive_and_ack(consumer: &SimpleConsumer, topic: &str, until_empty: bo
             Ok(()) => done.acked += 1,
             Err(error) => {
                 done.failed += 1;
-                done.reason.get_or_insert_with(|| error.to_string());
+                done.reason.get_or_insert(error);
             }
         }
     }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
+use quorate_client::CallError;
 use serde_json::{Value, json};
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -36,7 +37,7 @@ pub struct Done {
     pub acked: u64,
     /// Messages that were not, with the first reason.
     pub failed: u64,
-    pub reason: Option<String>,
+    pub reason: Option<CallError>,
     /// Leave its latency out: it found nothing to do.
     pub idle: bool,
     /// The slot has nothing more to do.
@@ -59,7 +60,7 @@ pub struct Outcome {
     pub acked: u64,
     pub failed: u64,
     calls: u64,
-    reason: Option<String>,
+    reason: Option<CallError>,
     elapsed: Duration,
     unanswered: u64,
     before: Option<Sample>,
@@ -79,7 +80,7 @@ struct Inner {
     acked: u64,
     failed: u64,
     calls: u64,
-    reason: Option<String>,
+    reason: Option<CallError>,
     window: Window,
 }
 
@@ -261,13 +262,18 @@ impl Outcome {
     ///
     /// # Errors
     /// Every call failed; says why the first did.
-    pub fn worked(&self) -> Result<(), Failure> {
+    pub fn worked(&self, endpoints: &str) -> Result<(), Failure> {
         let failed = self.failed + self.unanswered;
         if self.acked > 0 || failed == 0 {
             return Ok(());
         }
-        let why = self.reason.clone().unwrap_or_else(|| "no call was answered in time".to_owned());
-        Err(failure::error(format!("all {failed} messages failed"), why, "quorate cluster status, then the load again"))
+        let what = format!("all {failed} messages failed");
+        Err(match &self.reason {
+            Some(reason) => failure::call(what, reason, endpoints),
+            None => {
+                failure::no_quorum(what, "no call was answered in time", "quorate cluster status, then the load again")
+            }
+        })
     }
 
     /// The figures of a report, in the order people read them.
@@ -297,7 +303,7 @@ impl Outcome {
             ("max_ms", ms(self.latencies.max())),
             ("acked", json!(self.acked)),
             ("errors", json!(self.failed + self.unanswered)),
-            ("first_error", self.reason.as_ref().map_or(Value::Null, |reason| json!(reason))),
+            ("first_error", self.reason.as_ref().map_or(Value::Null, |reason| json!(reason.to_string()))),
             ("server_cpu_us_per_message", per_message(grown(|sample| sample.cpu_us))),
             ("client_cpu_us_per_message", per_message(Some(self.client_cpu_us))),
             ("syncs_per_message", per_message(grown(|sample| sample.syncs))),
@@ -371,10 +377,14 @@ mod tests {
     async fn a_load_of_which_nothing_succeeds_is_a_failure_that_says_why() {
         let outcome = run(plan(1, 200, None), &Servers::none(), |_| async {
             tokio::time::sleep(Duration::from_millis(1)).await;
-            Done { failed: 1, reason: Some("refused with 41301".into()), ..Done::default() }
+            Done {
+                failed: 1,
+                reason: Some(CallError::Refused { code: 41301, message: "too large".into() }),
+                ..Done::default()
+            }
         })
         .await;
-        let failure = outcome.worked().expect_err("nothing was acknowledged").to_string();
+        let failure = outcome.worked("a:1").expect_err("nothing was acknowledged").to_string();
         assert!(failure.contains("refused with 41301"), "{failure}");
     }
 

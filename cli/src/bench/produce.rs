@@ -77,7 +77,7 @@ impl ProduceBench {
             calls_per_s: self.rate.map(|rate| rate / per_call as f64),
         };
         let outcome = run(plan, &Servers::new(client.admin()), call).await;
-        outcome.worked()?;
+        outcome.worked(endpoints)?;
         let mut figures = outcome.figures(self.size as u64);
         figures.extend([
             ("mode", json!(if self.rate.is_some() { "open" } else { "closed" })),
@@ -101,7 +101,7 @@ async fn transact(producer: &Producer, message: Message) -> Done {
     };
     match committed.await {
         Ok(()) => Done { acked: 1, ..Done::default() },
-        Err(error) => Done { failed: 1, reason: Some(error.to_string()), ..Done::default() },
+        Err(error) => Done { failed: 1, reason: Some(error), ..Done::default() },
     }
 }
 
@@ -112,7 +112,7 @@ async fn send(producer: &Producer, message: Message, per_call: usize) -> Done {
             Ok(_) => done.acked += 1,
             Err(error) => {
                 done.failed += 1;
-                done.reason.get_or_insert_with(|| error.to_string());
+                done.reason.get_or_insert(error);
             }
         }
     }

@@ -90,6 +90,11 @@ impl Role {
         self.lines.take().expect("it is not stopped yet").map_while(Result::ok).collect()
     }
 
+    /// The number of its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().expect("it is our child");

@@ -502,9 +502,13 @@ impl admin::broker_admin_server::BrokerAdmin for Voice {
         Ok(Response::new(outcome(&self.answer().await)))
     }
 
-    async fn delete_topic(&self, r: Request<admin::DeleteTopicRequest>) -> Result<Response<admin::Outcome>, Status> {
+    async fn delete_topic(
+        &self,
+        r: Request<admin::DeleteTopicRequest>,
+    ) -> Result<Response<admin::DeleteTopicResponse>, Status> {
         self.note("delete_topic", &r);
-        Ok(Response::new(outcome(&self.answer().await)))
+        let admin::Outcome { code, message } = outcome(&self.answer().await);
+        Ok(Response::new(admin::DeleteTopicResponse { code, message, ..Default::default() }))
     }
 
     async fn describe_topic(

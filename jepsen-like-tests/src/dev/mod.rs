@@ -25,6 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use group::Group;
+pub(crate) use plan::Lock;
 pub use plan::{CommandLine, GroupPlan, NodePlan};
 pub use report::{Failover, Report};
 pub use screen::Screen;
@@ -74,6 +75,8 @@ pub enum DevEnd {
 pub enum DevError {
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
+    #[error("data directory {folder} is used by {holder}; stop it or pass another --data")]
+    InUse { folder: String, holder: String },
     #[error("{path} holds {found}, which is no plan of a group: move the folder away or use another --data")]
     Plan { path: String, found: String },
     #[error("broker {number} ended while the group was starting ({status}); its log {log} ends with\n{tail}")]
@@ -100,7 +103,7 @@ pub async fn run<W: World>(
     screen: Arc<dyn Screen>,
     stop: CancellationToken,
 ) -> Result<DevEnd, DevError> {
-    let (plan, mut folder) = GroupPlan::make(&options)?;
+    let (plan, _lock, mut folder) = GroupPlan::make(&options)?;
     if options.demo {
         screen.line(&format!("quorate dev - {NODES}-node group, data in {}", plan.describe_folder(folder.is_some())));
     }

@@ -2,6 +2,7 @@
 //! on the same folder finds its peers where it left them.
 //!
 //! ```text
+//! DATA/lock               held by the process whose group it is; who that is
 //! DATA/plan.json          ports of the nodes
 //! DATA/node-1/ …          a node's own files
 //! DATA/log/node-1.log …   what its process printed
@@ -11,10 +12,11 @@
 use std::{
     env,
     ffi::OsString,
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
 };
 
+use quorate_raft::{Disk as _, disk::RealDisk};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
@@ -56,8 +58,8 @@ struct Ports {
 }
 
 impl GroupPlan {
-    /// The plan for `options`, and the temporary folder it lives in, if the user named none.
-    pub(crate) fn make(options: &DevOptions) -> Result<(Self, Option<TempDir>), DevError> {
+    /// The plan for `options`, the folder's lock, and the temporary folder it lives in, if the user named none.
+    pub(crate) fn make(options: &DevOptions) -> Result<(Self, Lock, Option<TempDir>), DevError> {
         let failed = |what: String| |source| DevError::Io { what, source };
         let (folder, temporary) = if let Some(folder) = &options.data {
             (folder.clone(), None)
@@ -69,6 +71,8 @@ impl GroupPlan {
         let said = |folder: &Path| format!("making {}", folder.display());
         fs::create_dir_all(&folder).map_err(failed(said(&folder)))?;
         let folder = folder.canonicalize().map_err(failed(said(&folder)))?;
+        // Before the ports, which another group on this folder has.
+        let lock = lock(&folder)?;
         let ports = choose_ports(&folder, options.port)?;
         let loopback = |port: u16| format!("127.0.0.1:{port}");
         let node = |(number, ports): (u32, &Ports)| NodePlan {
@@ -81,7 +85,7 @@ impl GroupPlan {
             http: loopback(ports.http),
         };
         let nodes = (1..).zip(&ports).map(node).collect();
-        Ok((Self { folder, nodes }, temporary))
+        Ok((Self { folder, nodes }, lock, temporary))
     }
 
     /// What clients are given: `host:port;host:port;host:port`.
@@ -111,6 +115,28 @@ impl GroupPlan {
         let name = format!("history-{run}.jsonl.gz");
         if temporary { env::temp_dir().join(format!("quorate-dev-{name}")) } else { self.folder.join(name) }
     }
+}
+
+/// Keeps others from the folder for as long as it lives.
+pub(crate) struct Lock {
+    _held: Box<dyn Send + Sync>,
+}
+
+impl fmt::Debug for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lock")
+    }
+}
+
+fn lock(folder: &Path) -> Result<Lock, DevError> {
+    let path = folder.join("lock");
+    RealDisk.lock(&path).map(|held| Lock { _held: held }).map_err(|source| {
+        if source.kind() == io::ErrorKind::WouldBlock {
+            DevError::InUse { folder: folder.display().to_string(), holder: source.to_string() }
+        } else {
+            DevError::Io { what: format!("locking {}", path.display()), source }
+        }
+    })
 }
 
 /// The ports of an earlier run in `folder`, or new ones; the clients' ports are the user's if given.
@@ -161,21 +187,34 @@ mod tests {
     #[test]
     fn a_group_finds_its_ports_again_and_the_clients_ports_are_the_users() {
         let folder = tempfile::tempdir().unwrap();
-        let (first, temporary) = GroupPlan::make(&options(folder.path(), None)).unwrap();
+        let (first, lock, temporary) = GroupPlan::make(&options(folder.path(), None)).unwrap();
         assert!(temporary.is_none());
-        let (again, _) = GroupPlan::make(&options(folder.path(), None)).unwrap();
+        drop(lock);
+        let (again, lock, _) = GroupPlan::make(&options(folder.path(), None)).unwrap();
+        drop(lock);
         assert_eq!(first.endpoints(), again.endpoints());
         let port = free_ports(1).unwrap()[0];
-        let (moved, _) = GroupPlan::make(&options(folder.path(), Some(port))).unwrap();
+        let (moved, _lock, _) = GroupPlan::make(&options(folder.path(), Some(port))).unwrap();
         assert_eq!(moved.endpoints(), format!("127.0.0.1:{port};127.0.0.1:{};127.0.0.1:{}", port + 1, port + 2));
         assert_eq!(moved.nodes[2].peer, first.nodes[2].peer);
+    }
+
+    /// A port that is taken would be the wrong thing to name, and to change.
+    #[test]
+    fn a_folder_in_use_is_named_with_the_process_that_uses_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (plan, _lock, _) = GroupPlan::make(&options(folder.path(), None)).unwrap();
+        let _taken = std::net::TcpListener::bind(&plan.nodes[0].client).unwrap();
+        let error = GroupPlan::make(&options(folder.path(), None)).expect_err("it is in use").to_string();
+        let expected = format!("data directory {} is used by process {}", plan.folder.display(), std::process::id());
+        assert!(error.starts_with(&expected) && error.contains("--data"), "{error}");
     }
 
     #[test]
     fn a_folder_with_another_plan_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("plan.json"), "[1]").unwrap();
-        let error = GroupPlan::make(&options(folder.path(), None)).unwrap_err().to_string();
+        let error = GroupPlan::make(&options(folder.path(), None)).expect_err("no plan").to_string();
         assert!(error.contains("plan.json holds [1]"), "{error}");
     }
 }

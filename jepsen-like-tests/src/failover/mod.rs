@@ -14,7 +14,7 @@ use tokio::{sync::mpsc, time::Instant};
 use self::proxy::Proxies;
 use crate::{
     chaos::Exit,
-    dev::{CommandLine, DevError, DevOptions, Group, GroupPlan, NodePlan},
+    dev::{CommandLine, DevError, DevOptions, Group, GroupPlan, Lock, NodePlan},
     workload::Drain,
     world::World,
 };
@@ -45,6 +45,7 @@ pub struct Target<W> {
     group: Group<W>,
     exits: mpsc::Receiver<Exit>,
     proxies: Option<Proxies>,
+    _lock: Lock,
     _folder: Option<TempDir>,
 }
 
@@ -61,7 +62,7 @@ impl<W: World> Target<W> {
     ) -> Result<Self, DevError> {
         let drain = Drain::default();
         let options = DevOptions { program, port: None, data: None, demo: false, seconds: 1, rate: 1, drain };
-        let (plan, folder) = GroupPlan::make(&options)?;
+        let (plan, lock, folder) = GroupPlan::make(&options)?;
         let proxies = match strike {
             Strike::Cut => Some(
                 Proxies::open(&plan)
@@ -88,7 +89,7 @@ impl<W: World> Target<W> {
         };
         let (group, mut exits) = Group::new(plan, &options.program, &command_line, world)?;
         group.start_all(&mut exits).await?;
-        Ok(Self { group, exits, proxies, _folder: folder })
+        Ok(Self { group, exits, proxies, _lock: lock, _folder: folder })
     }
 
     /// Who leads, and in which term.

@@ -41,7 +41,8 @@ pub trait Disk: Send + Sync + 'static {
     fn space(&self, path: &Path) -> io::Result<(u64, u64)>;
     /// Type of that file system, for reports ("ext4", "xfs", "memory").
     fn file_system(&self, path: &Path) -> String;
-    /// Takes the exclusive lock of a data directory; released when the guard drops. `WouldBlock` if another process holds it.
+    /// Takes the exclusive lock of a data directory; released when the guard drops. `WouldBlock` if another process holds it; the error's text
+    /// is who that is.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
     /// Names the boot of the machine: another one than last time means that the page cache is gone.
     fn boot_id(&self) -> io::Result<u128>;

@@ -1,7 +1,7 @@
 //! The operating system's files.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, TryLockError},
     io::{self, IoSlice},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -91,8 +91,20 @@ impl Disk for RealDisk {
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        file.try_lock()?;
-        Ok(Box::new(file))
+        match file.try_lock() {
+            Ok(()) => {
+                // For people only: what counts is the lock.
+                file.set_len(0)?;
+                file.write_all_at(std::process::id().to_string().as_bytes(), 0)?;
+                Ok(Box::new(file))
+            }
+            Err(TryLockError::WouldBlock) => {
+                let pid = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok());
+                let holder = pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+                Err(io::Error::new(io::ErrorKind::WouldBlock, holder))
+            }
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 
     fn boot_id(&self) -> io::Result<u128> {

@@ -450,7 +450,7 @@ impl Disk for Handle {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         let mut world = self.disk.alive(self.incarnation)?;
         if world.locked.contains_key(path) {
-            return Err(io::ErrorKind::WouldBlock.into());
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "another process"));
         }
         world.locked.insert(path.to_owned(), self.incarnation);
         Ok(Box::new(Lock { disk: self.disk.clone(), path: path.to_owned(), incarnation: self.incarnation }))

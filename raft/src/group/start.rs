@@ -232,8 +232,8 @@ fn take_lock(config: &GroupConfig, doors: &Doors) -> Result<Box<dyn Send + Sync>
         Ok(lock) => Ok(lock),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             let reason = format!(
-                "data directory {} is in use by another process (it holds {}): stop that one first, or give this node a \
-                 directory of its own",
+                "data directory {} is used by {error} (it holds {}): stop that one first, or give this node a directory of its \
+                 own with --data",
                 dir.display(),
                 path.display()
             );

@@ -418,7 +418,10 @@ fn a_directory_in_use_is_refused() {
         cluster.start(1).await;
         let first = cluster.group(1);
         let refused = cluster.try_start(1).await.err().unwrap();
-        assert!(matches!(&refused, StartError::WrongDirectory(reason) if reason.contains("in use")), "{refused}");
+        assert!(
+            matches!(&refused, StartError::WrongDirectory(reason) if reason.contains("is used by another process")),
+            "{refused}"
+        );
         first.shutdown().await;
         cluster.try_start(1).await.unwrap();
     });
