@@ -437,7 +437,7 @@ async fn serve(group: &Watching<Retrying>, desk: &Desk, request: &Bytes) -> Answ
     let Ok(request) = serde_json::from_slice::<Request>(request) else { return Answer::NotNow };
     if let Request::Lend { topic, queue, offset } = request {
         let from = replica::Spot { topic: TopicId(topic), queue: QueueId(queue), offset: QueueOffset(offset) };
-        return desk.replica.lend(from, LENT_MAX).map_or(Answer::NotNow, |records| Answer::Lent(records.to_vec()));
+        return Answer::Lent(desk.replica.lend(from, LENT_MAX).to_vec());
     }
     if !group.leader().borrow().serving {
         return Answer::NotNow;
