@@ -99,28 +99,28 @@ fn cut_inside_its_sync(seed: u64, leader_restore: bool) -> Report {
     sim::simulate(scenario, Counting::default(), script).expect("this build is seeded")
 }
 
-/// Seeds of the broker's machine that break `rule`, of the first three. What else they break is not asked.
-fn broker_seeds_that_break(rule: &str) -> Vec<u64> {
+/// Seeds of the broker's machine that break `rule`, of the first `seeds`. What else they break is not asked.
+fn broker_seeds_that_break(rule: &str, seeds: u64) -> Vec<u64> {
     let breaks = |seed: &u64| {
         let scenario = Scenario::drawn(*seed, Duration::from_secs(10));
         rules(&sim::run_subject(scenario, Queueing::default()).expect("this build is seeded")).contains(&rule)
     };
-    (1..=3).filter(breaks).collect()
+    (1..=seeds).filter(breaks).collect()
 }
 
-/// A retry that is overtaken by what stands behind it in its message group (`mutant-order-overtaken`) is found within three seeds; in the
-/// product none of them shows it. `.ci/run planted_bugs` runs this with the bug planted.
+/// A retry that is overtaken by what stands behind it in its message group (`mutant-order-overtaken`) is found within eight seeds (about one
+/// in five shows it); in the product none of them does. `.ci/run planted_bugs` runs this with the bug planted.
 #[test]
-fn a_message_that_overtakes_its_message_group_is_caught_within_three_seeds() {
-    let broken = broker_seeds_that_break("ordered: message groups");
-    println!("order overtaken: seeds {broken:?} of 3");
+fn a_message_that_overtakes_its_message_group_is_caught_within_eight_seeds() {
+    let broken = broker_seeds_that_break("ordered: message groups", 8);
+    println!("order overtaken: seeds {broken:?} of 8");
     assert_eq!(!broken.is_empty(), cfg!(feature = "mutant-order-overtaken"), "{broken:?}");
 }
 
 /// A filter that lets everything through (`mutant-filter-skipped`), likewise.
 #[test]
 fn a_filter_that_is_skipped_is_caught_within_three_seeds() {
-    let broken = broker_seeds_that_break("filtered: unwanted");
+    let broken = broker_seeds_that_break("filtered: unwanted", 3);
     println!("filter skipped: seeds {broken:?} of 3");
     assert_eq!(!broken.is_empty(), cfg!(feature = "mutant-filter-skipped"), "{broken:?}");
 }
@@ -153,7 +153,7 @@ fn retry_seeds_that_break(rule: &str) -> Vec<u64> {
 /// A half message that stands in its queue from its send on (`mutant-half-visible-early`), likewise.
 #[test]
 fn a_half_message_that_is_visible_early_is_caught_within_three_seeds() {
-    let broken = broker_seeds_that_break("transactions");
+    let broken = broker_seeds_that_break("transactions", 3);
     println!("half visible early: seeds {broken:?} of 3");
     assert_eq!(!broken.is_empty(), cfg!(feature = "mutant-half-visible-early"), "{broken:?}");
 }
