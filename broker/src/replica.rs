@@ -112,8 +112,7 @@ pub enum Found {
 
 /// Committed bytes, by position.
 pub trait ReadLog: Send + Sync + 'static {
-    /// `len` bytes from `position` on, within one applied entry. `NotFound` if the floor has passed it, `InvalidData` if the file is damaged
-    /// there.
+    /// `len` bytes from `position` on, within one applied entry. `NotFound` if the floor has passed it.
     fn read(&self, position: Position, len: usize) -> io::Result<Bytes>;
     /// First position kept.
     fn floor(&self) -> Position;
@@ -555,15 +554,10 @@ impl Shared {
     /// What stands at a place of the log.
     ///
     /// # Errors
-    /// The disk's, but for damage: that is [`Found::Rotten`].
+    /// The disk's.
     pub fn stored(&self, pointer: Pointer) -> io::Result<Found> {
-        match self.prefixed(pointer) {
-            Ok(None) => Ok(Found::Gone),
-            Ok(Some(prefixed)) => Ok(StoredRecord::checked(prefixed).map_or(Found::Rotten(pointer), Found::Record)),
-            // The log has said so, with the file.
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Found::Rotten(pointer)),
-            Err(error) => Err(error),
-        }
+        let Some(prefixed) = self.prefixed(pointer)? else { return Ok(Found::Gone) };
+        Ok(StoredRecord::checked(prefixed).map_or(Found::Rotten(pointer), Found::Record))
     }
 
     fn lock(&self) -> RwLockReadGuard<'_, Machine> {
