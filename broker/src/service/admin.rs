@@ -157,6 +157,12 @@ fn redrive_dead_letters(asked: RedriveDeadLettersRequest) -> Result<calls::Redri
     }
     let place = |DeadLetterPlace { queue, offset }| calls::DeadLetterPlace { queue, offset };
     let to = if to.is_empty() { to } else { topic_name(&to)? };
+    if TopicName::parse(&to).is_ok_and(|name| name.dead_letters_of().is_some()) {
+        let text = format!(
+            "{to} holds dead letters, and one sent there would lose where it came from; name a topic that consumers work on"
+        );
+        return Err(Fault::new(Code::BadRequest, text));
+    }
     Ok(calls::RedriveDeadLetters { group: group_name(&group)?, places: places.into_iter().map(place).collect(), to })
 }
 
@@ -440,5 +446,19 @@ mod tests {
         let status = answer.into_inner().status.expect("set");
         assert_eq!(status.code, 50100);
         assert!(status.message.contains("get_topic_route"));
+    }
+
+    #[test]
+    fn a_redrive_goes_to_no_dead_letter_topic() {
+        let asked = |to: &str| RedriveDeadLettersRequest {
+            group: "g".into(),
+            places: vec![DeadLetterPlace { queue: 0, offset: 0 }],
+            to: to.into(),
+        };
+        let fault = redrive_dead_letters(asked("%DLQ%g")).expect_err("it would lose where it came from");
+        assert_eq!(fault.code, Code::BadRequest);
+        assert!(fault.message.contains("%DLQ%g"), "{}", fault.message);
+        assert!(redrive_dead_letters(asked("repair")).is_ok());
+        assert!(redrive_dead_letters(asked("")).is_ok());
     }
 }
