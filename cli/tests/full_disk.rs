@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nodes::{PATIENCE, Role};
+use nodes::{PATIENCE, Role, quorate};
 use quorate_client::{Client, ClientConfig, ConsumerOptions, Doors, Message, Producer, SimpleConsumer};
 
 /// A file system in memory, unmounted at the end.
@@ -62,7 +62,7 @@ impl Group {
         let peers: Vec<_> = (1..=3).map(|n| format!("{n}@{}", at(self.ports[n - 1]))).collect();
         let config = self.dir.join("broker.toml");
         let data = self.dir.join(number.to_string()).join("data");
-        let mut role = Role::start(&[
+        let mut command = quorate(&[
             "broker",
             "--config",
             config.to_str().unwrap(),
@@ -79,6 +79,8 @@ impl Group {
             "--http-listen",
             "127.0.0.1:0",
         ]);
+        command.env_remove("QUORATE_RETENTION_DISK_WARN_PERCENT").env_remove("QUORATE_RETENTION_DISK_FULL_PERCENT");
+        let mut role = Role::spawn(command);
         role.ready("client");
         role
     }

@@ -47,6 +47,8 @@ class Group:
         files = [str(ROOT / "deploy" / name) for name in ("compose.yaml", "compose.chaos.yaml")]
         self.words = [*compose_command(), "-p", PROJECT, "-f", files[0], "-f", files[1]]
         self.environment = {**os.environ, "QUORATE_IMAGE": image, "QUORATE_SUBNET": SUBNET}
+        # The machine's disk may be nearly full of other things, and still has room for this.
+        self.environment.update(QUORATE_RETENTION_DISK_WARN_PERCENT="97", QUORATE_RETENTION_DISK_FULL_PERCENT="99")
         self.environment.update(QUORATE_HOST=HOST, QUORATE_HTTP_HOST=HOST, QUORATE_CHAOS_IMAGE=chaos_image)
 
     def compose(self, *words):

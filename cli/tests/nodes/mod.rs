@@ -21,6 +21,8 @@ pub fn quorate(args: &[&str]) -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("QUORATE_")) {
         command.env_remove(name);
     }
+    // The machine's disk may be nearly full of other things, and still has room for a test.
+    command.env("QUORATE_RETENTION_DISK_WARN_PERCENT", "97").env("QUORATE_RETENTION_DISK_FULL_PERCENT", "99");
     command.args(args).stdin(Stdio::null());
     command
 }
@@ -55,7 +57,11 @@ pub struct Role {
 
 impl Role {
     pub fn start(args: &[&str]) -> Self {
-        let mut child = quorate(args).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("the binary starts");
+        Self::spawn(quorate(args))
+    }
+
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("the binary starts");
         let lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
         Self { child, lines: Some(lines) }
     }
