@@ -112,7 +112,8 @@ pub enum Found {
 
 /// Committed bytes, by position.
 pub trait ReadLog: Send + Sync + 'static {
-    /// `len` bytes from `position` on, within one applied entry. `NotFound` if the floor has passed it.
+    /// `len` bytes from `position` on, within one applied entry. `NotFound` if the floor has passed it, `InvalidData` if the file is damaged
+    /// there.
     fn read(&self, position: Position, len: usize) -> io::Result<Bytes>;
     /// First position kept.
     fn floor(&self) -> Position;
@@ -554,10 +555,15 @@ impl Shared {
     /// What stands at a place of the log.
     ///
     /// # Errors
-    /// The disk's.
+    /// The disk's, but for damage: that is [`Found::Rotten`].
     pub fn stored(&self, pointer: Pointer) -> io::Result<Found> {
-        let Some(prefixed) = self.prefixed(pointer)? else { return Ok(Found::Gone) };
-        Ok(StoredRecord::checked(prefixed).map_or(Found::Rotten(pointer), Found::Record))
+        match self.prefixed(pointer) {
+            Ok(None) => Ok(Found::Gone),
+            Ok(Some(prefixed)) => Ok(StoredRecord::checked(prefixed).map_or(Found::Rotten(pointer), Found::Record)),
+            // The log has said so, with the file.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Found::Rotten(pointer)),
+            Err(error) => Err(error),
+        }
     }
 
     fn lock(&self) -> RwLockReadGuard<'_, Machine> {

@@ -23,6 +23,8 @@ struct Log(Arc<Mutex<LogState>>);
 struct LogState {
     entries: Vec<CommittedEntry>,
     floor: Position,
+    /// Nothing of it can be read.
+    is_damaged: bool,
 }
 
 /// Room of a frame's header before every payload, so that positions have gaps as real ones do.
@@ -56,6 +58,9 @@ impl Log {
 impl ReadLog for Log {
     fn read(&self, position: Position, len: usize) -> io::Result<Bytes> {
         let state = self.state();
+        if state.is_damaged {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let after = state.entries.partition_point(|entry| entry.position <= position);
         let entry = after.checked_sub(1).map(|before| &state.entries[before]).filter(|_| position >= state.floor);
         let entry = entry.ok_or(io::ErrorKind::NotFound)?;
@@ -399,6 +404,16 @@ fn a_message_that_has_rotted_in_the_log_is_named_and_its_neighbours_are_read() {
     assert!(matches!(&found[0], Found::Record(record) if record.bytes == body(0)), "{found:?}");
     assert!(matches!(&found[1], Found::Rotten(pointer) if pointer.size == 9), "{found:?}");
     assert!(matches!(&found[2], Found::Record(record) if record.bytes == body(4)), "{found:?}");
+}
+
+#[test]
+fn a_message_in_a_part_of_the_log_that_cannot_be_read_has_rotted() {
+    let mut node = Node::new(13, CheckpointMode::Off);
+    node.begin();
+    node.send(6);
+    node.log.state().is_damaged = true;
+    let found = node.shared.record(TopicId(0), QueueId(0), QueueOffset(1)).expect("no failure");
+    assert!(matches!(&found, Found::Rotten(pointer) if pointer.size == 9), "{found:?}");
 }
 
 #[test]

@@ -224,12 +224,18 @@ fn verdict(status: &ClusterStatusResponse) -> Option<String> {
     };
     let parts: Vec<String> =
         [named(true, "answers", "answer"), named(false, "does not", "do not")].into_iter().flatten().collect();
-    let majority = status.nodes.len() / 2 + 1;
+    let voters = voters(&status.nodes);
     Some(format!(
-        "no leader / no quorum: {}; {majority} of {} must reach each other, so start those that are away",
+        "no leader / no quorum: {}; {} of {voters} must reach each other, so start those that are away",
         parts.join(", "),
-        status.nodes.len()
+        voters / 2 + 1,
     ))
+}
+
+/// How many vote. A learner is to take the place of the one that had its number before, which is named beside it, or not at all if a
+/// node that answers for it is: each number votes once.
+fn voters(nodes: &[NodeStatus]) -> usize {
+    nodes.iter().map(|node| node.number).collect::<BTreeSet<_>>().len()
 }
 
 fn answer(status: &ClusterStatusResponse) -> Answer {
@@ -346,6 +352,13 @@ mod tests {
         assert_eq!(answer(&alone).json["leader"], Value::Null);
         let led = status(vec![node(1, "leader", 9), node(2, "", 0)]);
         assert_eq!((verdict(&led), answer(&led).json["leader"].as_u64()), (None, Some(1)));
+    }
+
+    #[test]
+    fn a_learner_and_the_node_whose_place_it_takes_vote_once() {
+        let alone = status(vec![node(1, "candidate", 9), node(2, "", 0), node(3, "learner", 4), node(3, "", 0)]);
+        let said = verdict(&alone).expect("nobody leads");
+        assert!(said.contains("2 of 3 must reach each other"), "{said}");
     }
 
     #[test]

@@ -56,6 +56,12 @@ mod flag {
     pub const ACKED: u16 = 256;
 }
 
+/// What is left to do about a directory that has lost what only it could have kept, and in which order: a second lost directory loses the
+/// group.
+pub(crate) const REJOIN: &str = "if the other nodes are up and whole (`quorate cluster status`), move the data directory aside and start \
+    again: the node will join the group again as a new one. If one of them is away, bring that one back first (docs/OPERATIONS.md, \
+    \"One node is lost\")";
+
 /// Why a data directory could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -326,7 +332,7 @@ fn log_is_empty(disk: &Arc<dyn Disk>, config: &GroupConfig) -> Result<bool, Open
 
 fn lost(path: &Path) -> OpenError {
     OpenError::Corrupt(format!(
-        "{}: neither slot can be read, so this node no longer knows its vote; move the data directory aside and let the node join the group again as a new one",
+        "{}: neither slot can be read, so this node no longer knows its vote; {REJOIN}",
         path.display()
     ))
 }

@@ -8,6 +8,8 @@
 //! group › store, machine, peer › binding › log, snapshot › hard_state › disk › types, config, network, runtime, fatal
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod binding;
 pub mod config;
 pub mod disk;

@@ -31,19 +31,20 @@
 //! | 16 | 4 | crc32c of bytes 0..16 |
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::{Bytes, BytesMut};
-use tracing::warn;
+use tokio::sync::watch;
+use tracing::{error, warn};
 
 use crate::{
     config::GroupConfig,
     disk::{Disk, DiskFile},
-    hard_state::OpenError,
+    hard_state::{OpenError, REJOIN},
     log::{parse_position, position_name},
     types::{ImagePoint, LogId, LogIndex, NodeId, Position, Term},
 };
@@ -73,6 +74,11 @@ pub struct Image {
     /// What the machine saved.
     pub machine: Bytes,
 }
+
+/// What to do about an image that this node needs.
+pub(crate) const COPY: &str = "copy the file of this name from another node, stopped or running, where it is the same byte for byte, and start \
+    again. If no other node has it, and only while the other nodes are up and whole (`quorate cluster status`), move the data directory aside: \
+    the node will join the group again as a new one (docs/OPERATIONS.md, \"One node is lost\")";
 
 /// Bytes that are no image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -179,6 +185,8 @@ struct Inner {
     known: Mutex<Known>,
     /// One change of the directory at a time.
     change: Mutex<()>,
+    /// Images whose files could not be read.
+    damaged: watch::Sender<BTreeSet<Position>>,
 }
 
 #[derive(Default)]
@@ -219,6 +227,7 @@ impl Images {
                 dir,
                 known: Mutex::new(Known { images, current }),
                 change: Mutex::default(),
+                damaged: watch::Sender::default(),
             }),
         };
         if let Some(current) = current {
@@ -237,11 +246,24 @@ impl Images {
         self.write(image)
     }
 
-    /// Reads an image whole and checks it.
+    /// Reads an image whole and checks it. One that is known and cannot be read is said and noted, see [`damaged`](Self::damaged).
     ///
     /// # Errors
-    /// `NotFound` if there is none at `border`, `InvalidData` if it is damaged.
+    /// `NotFound` if there is none at `border`, `InvalidData` if it is damaged; with the file's name.
     pub fn load(&self, border: Position) -> io::Result<Image> {
+        let loaded = self.read(border);
+        if let Err(error) = &loaded
+            && lock(&self.inner.known).images.contains_key(&border)
+        {
+            let is_new = self.inner.damaged.send_if_modified(|damaged| damaged.insert(border));
+            if is_new {
+                error!(%error, "an image is damaged on this disk; it is asked of the other nodes, whose file of this name is the same");
+            }
+        }
+        loaded
+    }
+
+    fn read(&self, border: Position) -> io::Result<Image> {
         let path = self.path(border);
         let read = || {
             let file = self.inner.disk.open(&path, false)?;
@@ -251,6 +273,47 @@ impl Images {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         let image = Image::decode(read().map_err(named)?);
         image.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display())))
+    }
+
+    /// Images that could not be read, now and later.
+    pub(crate) fn damaged(&self) -> watch::Receiver<BTreeSet<Position>> {
+        self.inner.damaged.subscribe()
+    }
+
+    /// Up to `len` bytes of an image's file from `offset` on, unchecked, and the file's length: for another node to put its own back.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(crate) fn piece(&self, border: Position, offset: u64, len: usize) -> io::Result<(u64, Bytes)> {
+        let file = self.inner.disk.open(&self.path(border), false)?;
+        let total = file.len()?;
+        let len = total.saturating_sub(offset).min(len as u64) as usize;
+        Ok((total, file.read_at(offset, len)?))
+    }
+
+    /// Puts the file of a damaged image back, as another node has lent it: images are the same byte for byte (LAW-SAME).
+    ///
+    /// # Errors
+    /// `InvalidData` if these bytes are no whole image or not this one, nothing has happened then; the disk's.
+    pub(crate) fn mend(&self, border: Position, bytes: Bytes) -> io::Result<()> {
+        let _change = lock(&self.inner.change);
+        let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+        let image = Image::decode(bytes).map_err(|error| invalid(error.to_string()))?;
+        // It may have gone meanwhile: then there is nothing to put back.
+        let known = lock(&self.inner.known).images.get(&border).cloned();
+        if let Some(known) = known {
+            if known != image.meta {
+                return Err(invalid(format!("image at {border}: another one than this node had")));
+            }
+            self.write(&image)?;
+        }
+        self.inner.damaged.send_if_modified(|damaged| damaged.remove(&border));
+        Ok(())
+    }
+
+    /// The file of an image.
+    pub fn file(&self, border: Position) -> PathBuf {
+        self.path(border)
     }
 
     /// All images, the oldest first.
@@ -353,6 +416,7 @@ impl Images {
         let gone: Vec<_> = lock(&self.inner.known).images.keys().copied().filter(|border| which(*border)).collect();
         for border in gone {
             lock(&self.inner.known).images.remove(&border);
+            self.inner.damaged.send_if_modified(|damaged| damaged.remove(&border));
             self.inner.disk.remove(&self.path(border))?;
         }
         Ok(())
@@ -391,10 +455,7 @@ fn read_current(
 ) -> Result<Option<Position>, OpenError> {
     let path = disk.join(dir, "current");
     let corrupt = |what: &str| {
-        OpenError::Corrupt(format!(
-            "{}: {what}, so the state below the log's floor is lost; move the data directory aside and let the node join the group again as a new one",
-            path.display()
-        ))
+        OpenError::Corrupt(format!("{}: {what}, so the state below the log's floor is lost; {REJOIN}", path.display()))
     };
     let file = match disk.open(&path, false) {
         Ok(file) => file,
@@ -412,7 +473,12 @@ fn read_current(
     }
     let border = Position(u64::from_le_bytes(bytes[8..16].try_into().expect("eight bytes")));
     if !images.contains_key(&border) {
-        return Err(corrupt(&format!("the image at {border} it names is missing or unreadable")));
+        let image = disk.join(dir, &format!("{}.img", position_name(border)));
+        return Err(OpenError::Corrupt(format!(
+            "{}: the image of what came before the log is missing or unreadable ({} names it); {COPY}",
+            image.display(),
+            path.display()
+        )));
     }
     Ok(Some(border))
 }

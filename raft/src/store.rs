@@ -7,6 +7,7 @@
 use std::{
     fmt, io,
     ops::{Bound, RangeBounds},
+    time::Duration,
 };
 
 use futures_util::{Stream, stream};
@@ -19,13 +20,16 @@ use tokio::sync::oneshot;
 use crate::{
     binding::{Entry, RaftLogId, RaftVote, TypeConfig, from_raft, raft_vote, to_raft, vote_record},
     fatal::Fatal,
-    log::{Diverged, Done, Log},
+    log::{Diverged, Done, Log, damage::is_damage},
     runtime::Yield,
     types::LogIndex,
 };
 
 /// Bytes of entries in one AppendEntries (one entry may exceed it).
 pub(crate) const APPEND_BYTES_MAX: usize = 1 << 20;
+
+/// Pause before a part of the log that is damaged is read again for a follower.
+const DAMAGE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Bytes of entries read at once on their way to the machine; between two such reads other tasks get their turn.
 const APPLY_BYTES: usize = 4 << 20;
@@ -112,7 +116,15 @@ impl RaftLogReader<TypeConfig> for LogStore {
         if start >= end {
             return Ok(Vec::new());
         }
-        self.read(start, end, Some(APPEND_BYTES_MAX))
+        match self.read(start, end, Some(APPEND_BYTES_MAX)) {
+            // openraft ends a node whose log cannot be read, although the rest of it serves. Nothing read is sent as a heartbeat, which
+            // promises nothing about the entries, and asked for again: until then the group has another leader, or this one waits.
+            Err(error) if is_damage(&error) => {
+                tokio::time::sleep(DAMAGE_PAUSE).await;
+                Ok(Vec::new())
+            }
+            read => read,
+        }
     }
 
     async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend

@@ -2,9 +2,11 @@
 //!
 //! Whoever writes through it keeps three rules: a file is there after its directory was synced, bytes are there after the file was
 //! synced, and a file whose sync has failed is never synced again. Reads of damaged lengths are errors, never allocations.
-//! `real` is the operating system, `map` its read-only maps, `sim` a disk in memory that loses what a real one loses.
+//! `real` is the operating system, `sim` a disk in memory that loses what a real one loses.
+//!
+//! There are no memory maps: a file that is cut short, or a sector that cannot be read, must be an error of the read that meets it, and under a
+//! map it is a signal that ends the process (`docs/adr/0008-damage.md`).
 
-mod map;
 mod real;
 pub mod sim;
 
@@ -55,11 +57,8 @@ pub trait Disk: Send + Sync + 'static {
 pub trait DiskFile: Send + Sync + 'static {
     /// Writes all of `parts` one after another from `offset` on. On error an unknown prefix may be written.
     fn write_at(&self, offset: u64, parts: &[Bytes]) -> io::Result<()>;
-    /// Reads exactly `len` bytes; `UnexpectedEof` if the file is shorter.
+    /// Reads exactly `len` bytes, as a copy; `UnexpectedEof` if the file is shorter.
     fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes>;
-    /// Borrows bytes of a read-only map without copying where the disk can; they live as long as the `Bytes`.
-    /// The caller promises that these bytes never change (committed log, sealed files).
-    fn map_at(&self, offset: u64, len: usize) -> io::Result<Bytes>;
     /// `fdatasync`. After an error the file must not be synced again: the caller stops.
     fn sync(&self) -> io::Result<()>;
     /// Says that these bytes, which are synced, will hardly be read soon: the page cache may give up its copy of them.

@@ -5,15 +5,18 @@ use std::{
     io::{self, IoSlice},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Disk, DiskFile, map::map};
+use super::{Disk, DiskFile};
 
 /// Parts handed to one `pwritev(2)`; Linux takes at most 1024.
 const PARTS_MAX: usize = 1024;
+
+/// A read of more than this asks for the file's length first.
+const UNCHECKED_BYTES_MAX: usize = 1 << 20;
 
 /// The real disk.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,7 +25,7 @@ pub struct RealDisk;
 impl Disk for RealDisk {
     fn open(&self, path: &Path, create: bool) -> io::Result<Arc<dyn DiskFile>> {
         let file = OpenOptions::new().read(true).write(true).create(create).truncate(false).open(path)?;
-        Ok(Arc::new(RealFile { file, map: Mutex::default() }))
+        Ok(Arc::new(RealFile { file }))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -113,8 +116,6 @@ impl Disk for RealDisk {
 
 struct RealFile {
     file: File,
-    /// The newest map; older ones live as long as somebody borrows from them.
-    map: Mutex<Bytes>,
 }
 
 impl DiskFile for RealFile {
@@ -146,27 +147,14 @@ impl DiskFile for RealFile {
     }
 
     fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
-        // Checked first: a length from damaged bytes must not become an allocation.
-        if offset.checked_add(len as u64).is_none_or(|end| self.len().is_ok_and(|file_len| end > file_len)) {
+        let end = offset.checked_add(len as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
+        // Checked first: a length from damaged bytes must not become a large allocation.
+        if len > UNCHECKED_BYTES_MAX && self.len().is_ok_and(|file_len| end > file_len) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let mut bytes = BytesMut::zeroed(len);
         self.file.read_exact_at(&mut bytes, offset)?;
         Ok(bytes.freeze())
-    }
-
-    fn map_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
-        let start = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
-        let end = start.checked_add(len).ok_or(io::ErrorKind::UnexpectedEof)?;
-        let mut newest = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        if end > newest.len() {
-            let file_len = usize::try_from(self.len()?).map_err(|_| io::ErrorKind::FileTooLarge)?;
-            if end > file_len {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            *newest = map(&self.file, file_len)?;
-        }
-        Ok(newest.slice(start..end))
     }
 
     fn forget(&self, offset: u64, len: u64) {

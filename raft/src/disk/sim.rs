@@ -504,10 +504,6 @@ impl DiskFile for SimFile {
         Ok(inode.cache.read(offset, len))
     }
 
-    fn map_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
-        self.read_at(offset, len)
-    }
-
     fn sync(&self) -> io::Result<()> {
         let mut world = self.disk.alive(self.incarnation)?;
         if world.faults.sync_error {

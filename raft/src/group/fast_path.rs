@@ -168,7 +168,7 @@ async fn pursue(inner: &Inner, settings: FastPath) {
 async fn campaign(inner: &Inner, vote: RaftVote, last: Option<RaftLogId>) {
     let reign = reign_of(&vote);
     let is_unchanged = own_state(inner).await.is_some_and(|(now, _)| now == vote);
-    if !is_unchanged || !inner.gate.is_open() || !inner.turn.campaign(reign) {
+    if !is_unchanged || !inner.gate.is_open() || inner.is_damaged() || !inner.turn.campaign(reign) {
         return;
     }
     tracing::info!(leader = %reign.1, term = reign.0.0, "the leader's process is gone, campaigning at once");

@@ -51,6 +51,7 @@ mod gate;
 mod health;
 mod history;
 mod members;
+mod mend;
 mod metrics;
 mod propose;
 mod service;
@@ -447,6 +448,11 @@ impl Inner {
     /// Why nothing can be asked of this node any more, if so.
     fn stopped(&self) -> Option<String> {
         self.fatal.reason().or_else(|| self.stop.is_cancelled().then(|| "it was shut down".into()))
+    }
+
+    /// A segment of this node's log is known to be damaged: it serves, and others lead if they can.
+    fn is_damaged(&self) -> bool {
+        !self.log.damaged().borrow().is_empty()
     }
 
     fn is_leader(&self) -> bool {

@@ -10,7 +10,7 @@ use openraft::{
     errors::{NetworkError, RPCError},
 };
 
-use super::{Inner, fast_path, members};
+use super::{Inner, fast_path, members, mend};
 use crate::{
     binding::{AppendRequest, RaftVote, Snapshot},
     machine::applier::snapshot_meta,
@@ -69,6 +69,9 @@ impl Service for NodeService {
                     let response = inner.raft.append_entries(request).await.map_err(words)?;
                     Ok(encode_append_response(&response))
                 }
+                Kind::Transfer if inner.is_damaged() => {
+                    Err("this node's log is damaged: another one should lead".into())
+                }
                 Kind::Transfer if inner.gate.is_open() => {
                     let request = decode_transfer(body).map_err(words)?;
                     let result = inner.raft.handle_transfer_leader(request).await.map_err(words)?;
@@ -96,6 +99,7 @@ impl Service for NodeService {
                     inner.raft.trigger().allow_next_revert(&from, true).await.map_err(words)?.map_err(words)?;
                     Ok(Bytes::new())
                 }
+                Kind::Lend => mend::lend(&inner, body).await,
                 Kind::Call => Ok(inner.calls.call(from, body).await),
                 Kind::Answer | Kind::Refusal | Kind::Cancel => Err("not a request".into()),
             }
@@ -128,7 +132,7 @@ impl Service for NodeService {
             if committed.is_some_and(|committed| last > committed && last.index <= committed.index) {
                 return Err("an image that contradicts what is committed".into());
             }
-            let snapshot = Snapshot { meta, snapshot: image };
+            let snapshot = Snapshot { meta, snapshot: Some(image) };
             let response = inner.raft.install_full_snapshot(vote, snapshot).await.map_err(words)?;
             Ok(response.vote)
         })

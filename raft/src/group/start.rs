@@ -18,6 +18,7 @@ use super::{
     floor,
     gate::{self, Gate},
     history::History,
+    mend,
     service::NodeService,
     watcher,
 };
@@ -25,7 +26,7 @@ use crate::{
     binding::TypeConfig,
     config::{GroupConfig, WriterMode},
     fatal::{Fatal, panic_words},
-    hard_state::HardState,
+    hard_state::{HardState, REJOIN},
     log::{Log, LogView, Recovery},
     machine::{
         applier::{Applied, Applier},
@@ -184,6 +185,8 @@ async fn begin(
     spawner.spawn(fast_path::watch(inner.clone()));
     spawner.spawn(birth::be_born(inner.clone()));
     spawner.spawn(floor::follow(inner.clone(), saved));
+    spawner.spawn(mend::images(inner.clone()));
+    spawner.spawn(mend::step_aside(inner.clone()));
     if let Some(why) = recovery.catch_up {
         spawner.spawn(gate::catch_up(inner.clone(), why));
     }
@@ -214,10 +217,7 @@ impl Spawner {
 /// What openraft reads at its start was written and synced long before: if it cannot be read, the disk has lost it.
 fn not_started(error: openraft::errors::Fatal<TypeConfig>) -> StartError {
     let openraft::errors::Fatal::StorageError(error) = error else { return StartError::Raft(error.to_string()) };
-    StartError::Corrupt(format!(
-        "{error}; move the data directory aside and let the node join the group again as a new one (docs/OPERATIONS.md, \
-         \"One node is lost\"), or restore the file"
-    ))
+    StartError::Corrupt(format!("{error}; {REJOIN}"))
 }
 
 fn io_error(what: &str, source: io::Error) -> StartError {

@@ -10,11 +10,14 @@ use std::{
     thread::JoinHandle,
 };
 
+use tokio::sync::watch;
+
 use crate::{
     config::{FlushMode, GroupConfig},
     disk::Disk,
     hard_state::{CatchUpReason, Floor, HardState, OpenError, VoteRecord},
     log::{
+        damage::{Damaged, Damages, is_damage},
         frame::{Frame, Header, Payload},
         index::Lookup,
         queue::{Append, Done, Queue, Work},
@@ -72,6 +75,7 @@ pub(crate) struct Shared {
     pub syncs: AtomicU64,
     pub serves_reads: AtomicBool,
     pub metrics: Metrics,
+    pub damages: Damages,
     writer: Mutex<Option<Writer>>,
 }
 
@@ -143,6 +147,7 @@ impl Log {
             syncs: AtomicU64::new(0),
             serves_reads: AtomicBool::new(true),
             metrics: Metrics::default(),
+            damages: Damages::default(),
             writer: Mutex::new(None),
         });
         let writer = Writer::open(shared.clone(), hard, end, last_index).map_err(OpenError::io(&file))?;
@@ -277,6 +282,8 @@ impl Log {
     fn try_purge(&self, upto: LogId, done: Done) -> Result<(), (io::Error, Done)> {
         let found = match self.header_of(upto.index).and_then(|header| Ok((header, self.next_if_committed(upto)?))) {
             Ok(found) => found,
+            // The damage itself is to go: what is kept begins with the chain of what went.
+            Err(error) if is_damage(&error) => return self.purge_unread(upto, error, done),
             Err(error) => return Err((error, done)),
         };
         let mut state = self.shared.state();
@@ -310,6 +317,23 @@ impl Log {
         }
         let floor = Floor { purged: Some(upto), position: next.unwrap_or(header.end()), chain: header.place.chain };
         state.purge(borders, floor);
+        self.shared.queue.push(Work::Purge(floor), done);
+        Ok(())
+    }
+
+    /// Purges up to an entry that cannot be read, if the next one begins a segment and is committed.
+    fn purge_unread(&self, upto: LogId, error: io::Error, done: Done) -> Result<(), (io::Error, Done)> {
+        let mut state = self.shared.state();
+        if let Err(error) = check_failure(&state) {
+            return Err((error, done));
+        }
+        let next = LogIndex(upto.index.0 + 1);
+        let is_committed = state.committed.is_some_and(|committed| committed.index >= next);
+        let Some((position, chain)) = state.index.segment_of_first(next).filter(|_| is_committed) else {
+            return Err((error, done));
+        };
+        let floor = Floor { purged: Some(upto), position, chain };
+        state.purge(self.shared.segments.borders, floor);
         self.shared.queue.push(Work::Purge(floor), done);
         Ok(())
     }
@@ -534,6 +558,11 @@ impl Log {
         )
     }
 
+    /// Segments that are known to be damaged, now and later.
+    pub(crate) fn damaged(&self) -> watch::Receiver<Damaged> {
+        self.shared.damages.watch()
+    }
+
     /// What is counted as it happens.
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.shared.metrics
@@ -561,13 +590,16 @@ impl Log {
             let Some(position) = self.position_of(index)? else { return Ok(None) };
             match read::header_at(&self.shared.segments, self.shared.node.incarnation(), position) {
                 Err(_) if self.shared.state().removals != removals => (),
-                other => return other.map(Some),
+                Err(error) => return Err(self.shared.damages.note(&self.shared.segments, position, error)),
+                Ok(header) => return Ok(Some(header)),
             }
         }
     }
 
     fn load(&self, wanted: crate::log::index::Wanted) -> io::Result<()> {
-        let table = load_table(&self.shared.segments, wanted, self.shared.checks())?;
+        let shared = &self.shared;
+        let table = load_table(&shared.segments, wanted, shared.checks());
+        let table = table.map_err(|error| shared.damages.note(&shared.segments, wanted.segment, error))?;
         self.shared.state().index.install(wanted, table);
         Ok(())
     }

@@ -118,6 +118,12 @@ impl Index {
         self.slots.get(&segment).map(|slot| (slot.first, slot.prev_chain))
     }
 
+    /// The segment that begins with this entry, and the chain before it.
+    pub fn segment_of_first(&self, index: LogIndex) -> Option<(Position, u32)> {
+        let (segment, slot) = self.holder(index)?;
+        (slot.first == index).then_some((segment, slot.prev_chain))
+    }
+
     /// First index of all that is kept in files, purged or not.
     pub fn first(&self) -> Option<LogIndex> {
         self.slots.values().next().map(|slot| slot.first)

@@ -5,16 +5,17 @@
 //! ```text
 //! append ─▶ state (placed, readable at once) ─▶ queue ─▶ writer ─▶ segment file ─▶ one sync ─▶ callbacks
 //!               │ tail cache, index                          └▶ hard state (vote, floor, era, how far synced)
-//! read ◀────────┴── files: maps for what is committed, copies for what may still be cut
+//! read ◀────────┴── files
 //! ```
 //! Names of the stages: *appended* (in memory) ≥ *written* (in the file) ≥ *synced* (on stable storage). With openraft an entry
 //! may be committed and applied before it is written here, so nothing on disk may run ahead of `synced` (LAW-ORDER).
-//! Must never: hand out bytes whose crc it has not checked since they came from a file (but for [`LogView`]'s borrowed
+//! Must never: hand out bytes whose crc it has not checked since they came from a file (but for [`LogView`]'s
 //! bodies), call something synced that is not, or drop an entry that may have been acked.
 //!
 //! `frame` bytes of an entry · `scan` the pure reading of them · `segment` files and borders · `index` index → position ·
 //! `tail` newest frames · `state` the log in memory · `queue`, `writer` carrying out · `recover` opening · `read`, `handle` the API.
 
+pub(crate) mod damage;
 pub mod frame;
 mod handle;
 mod index;

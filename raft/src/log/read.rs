@@ -1,7 +1,7 @@
 //! Reading entries and bytes back, from memory or from files.
 //!
 //! What comes from a file is checked again (chain of the header, crc of the payload): damage done since is an error here and
-//! never an answer. Only committed bytes are borrowed from a map; what may still be cut is read as a copy.
+//! never an answer. So is a file that has become shorter, is gone, or that the disk cannot read any more.
 
 use std::{io, sync::Arc};
 
@@ -18,6 +18,9 @@ use crate::{
     types::{LogIndex, Position},
 };
 
+/// `EIO`: the medium under a file could not be read. Its kind has no name in std.
+const EIO: i32 = 5;
+
 /// Entries looked up under one lock.
 const LOOKUPS_MAX: u64 = 256;
 
@@ -30,10 +33,11 @@ pub struct LogView {
 impl LogView {
     /// `len` bytes from `position` on, which must lie within the payload of one committed entry.
     ///
-    /// Borrowed from a map or from the tail in memory, not copied. Blocks only on a page fault.
+    /// Copied from the file, or borrowed from the tail in memory. May wait for the disk. What stands at the place is not checked.
     ///
     /// # Errors
-    /// `NotFound` if the floor has passed `position`; `InvalidInput` if that is not within one written entry.
+    /// `NotFound` if the floor has passed `position`; `InvalidInput` if that is not within one written entry; `InvalidData` if the file is
+    /// damaged there, with its name.
     pub fn read(&self, position: Position, len: usize) -> io::Result<Bytes> {
         let outside = || {
             io::Error::new(
@@ -56,7 +60,14 @@ impl LogView {
         if end > segments.borders.after(position).0 {
             return Err(outside());
         }
-        segments.file(segment)?.map_at(position.0 - segment.0, len)
+        let offset = position.0 - segment.0;
+        let bytes = segments.file(segment).and_then(|file| file.read_at(offset, len));
+        bytes.map_err(|error| {
+            if error.kind() == io::ErrorKind::NotFound && position < self.floor() {
+                return purged(position);
+            }
+            self.shared.damages.note(segments, position, named(segments, segment, offset, error))
+        })
     }
 
     /// First position kept.
@@ -81,7 +92,7 @@ fn purged(position: Position) -> io::Error {
 /// What the next round of a read has to do.
 enum Round {
     Done,
-    Files { at: Vec<Position>, borrow_last: Option<LogIndex>, removals: u64 },
+    Files { at: Vec<Position>, removals: u64 },
     Load(crate::log::index::Wanted),
 }
 
@@ -118,26 +129,25 @@ pub(crate) fn read(
         match plan(shared, &mut next, end, &mut out)? {
             Round::Done => return Ok(out.frames),
             Round::Load(wanted) => {
-                let table = load_table(&shared.segments, wanted, shared.checks())?;
+                let table = load_table(&shared.segments, wanted, shared.checks());
+                let table = table.map_err(|error| shared.damages.note(&shared.segments, wanted.segment, error))?;
                 shared.state().index.install(wanted, table);
             }
-            Round::Files { at, borrow_last, removals } => {
+            Round::Files { at, removals } => {
                 for position in at {
-                    let borrow = borrow_last.is_some_and(|last| next <= last);
-                    let frame = match frame_at(&shared.segments, shared.node.incarnation(), position, borrow) {
+                    let frame = match frame_at(&shared.segments, shared.node.incarnation(), position) {
                         Ok(frame) => frame,
                         // Entries were taken away meanwhile: look again.
                         Err(_) if shared.state().removals != removals => break,
-                        Err(error) => return Err(error),
+                        Err(error) => return Err(shared.damages.note(&shared.segments, position, error)),
                     };
                     if frame.id.index != next {
                         if shared.state().removals != removals {
                             break;
                         }
-                        return Err(damaged(format!(
-                            "position {position} holds entry {}, expected index {next}",
-                            frame.id
-                        )));
+                        let error =
+                            damaged(format!("position {position} holds entry {}, expected index {next}", frame.id));
+                        return Err(shared.damages.note(&shared.segments, position, error));
                     }
                     if !out.push(frame) {
                         return Ok(out.frames);
@@ -187,7 +197,7 @@ fn plan(shared: &Shared, next: &mut LogIndex, end: LogIndex, out: &mut Collected
             Lookup::Absent => return Err(damaged(format!("entry {index} is in no index"))),
         }
     }
-    Ok(Round::Files { at, borrow_last: state.committed.map(|committed| committed.index), removals: state.removals })
+    Ok(Round::Files { at, removals: state.removals })
 }
 
 /// Header of the frame at `position`, checked.
@@ -198,14 +208,12 @@ pub(crate) fn header_at(segments: &Segments, incarnation: u32, position: Positio
     decode(segments, incarnation, position, &bytes.map_err(|error| named(segments, segment, offset, error))?)
 }
 
-/// The frame at `position`, checked; `borrow` its payload if the disk can.
-pub(crate) fn frame_at(segments: &Segments, incarnation: u32, position: Position, borrow: bool) -> io::Result<Frame> {
+/// The frame at `position`, checked.
+pub(crate) fn frame_at(segments: &Segments, incarnation: u32, position: Position) -> io::Result<Frame> {
     let segment = segments.borders.below(position);
     let file = segments.file(segment).map_err(|error| named(segments, segment, 0, error))?;
-    let bytes = |offset: u64, len: usize| {
-        let bytes = if borrow { file.map_at(offset, len) } else { file.read_at(offset, len) };
-        bytes.map_err(|error| named(segments, segment, offset, error))
-    };
+    let bytes =
+        |offset: u64, len: usize| file.read_at(offset, len).map_err(|error| named(segments, segment, offset, error));
     let offset = position.0 - segment.0;
     let header = decode(segments, incarnation, position, &bytes(offset, HEADER_BYTES)?)?;
     if header.end() > segments.borders.after(segment) {
@@ -220,13 +228,19 @@ pub(crate) fn frame_at(segments: &Segments, incarnation: u32, position: Position
         .map_err(|error| damaged(format!("{}: byte {offset}: {error}", segments.path(segment).display())))
 }
 
-/// The same error with the file's name. A file that is too short for what stood in it is damaged.
+/// The same error with the file's name. A file that is too short for what stood in it, or gone, or that the disk cannot read, is damaged.
 fn named(segments: &Segments, segment: Position, offset: u64, error: io::Error) -> io::Error {
     let place = format!("{}: byte {offset}", segments.path(segment).display());
-    if error.kind() == io::ErrorKind::UnexpectedEof {
-        return damaged(format!("{place}: the file ends too early"));
+    let kind = error.kind();
+    if kind == io::ErrorKind::UnexpectedEof {
+        damaged(format!("{place}: the file ends too early"))
+    } else if kind == io::ErrorKind::NotFound {
+        damaged(format!("{place}: the file is missing"))
+    } else if error.raw_os_error() == Some(EIO) {
+        damaged(format!("{place}: {error}"))
+    } else {
+        io::Error::new(kind, format!("{place}: {error}"))
     }
-    io::Error::new(error.kind(), format!("{place}: {error}"))
 }
 
 fn decode(segments: &Segments, incarnation: u32, position: Position, bytes: &[u8]) -> io::Result<Header> {

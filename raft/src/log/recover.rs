@@ -20,8 +20,9 @@ use tracing::warn;
 
 use crate::{
     disk::DiskFile,
-    hard_state::{OpenError, Record},
+    hard_state::{OpenError, REJOIN, Record},
     log::{
+        damage::is_damage,
         frame::{Frame, HEADER_BYTES, Header, Kind},
         index::{self, Index, Table, Wanted},
         read::frame_at,
@@ -99,6 +100,7 @@ impl Recovery<'_> {
         let mut segment = first;
         while segment < deep {
             let header = self.first_header(segment)?;
+            self.check_length(segment)?;
             let after_floor = floor.purged.is_none_or(|purged| purged.index.0 + 1 == header.id.index.0)
                 && floor.chain == header.place.prev_chain;
             if segment == floor.position && !after_floor {
@@ -116,7 +118,7 @@ impl Recovery<'_> {
             self.load_specials(segment, &mut recovered)?;
         }
         for position in specials {
-            recovered.specials.push(frame_at(self.segments, self.checks.incarnation, position, false)?);
+            recovered.specials.push(frame_at(self.segments, self.checks.incarnation, position)?);
         }
         self.mend(&end)?;
         Ok(recovered)
@@ -139,6 +141,16 @@ impl Recovery<'_> {
             Ok(_) => Err(self.corrupt(segment, &Damage::Foreign, None)),
             Err(error) => Err(self.corrupt(segment, &error, None)),
         }
+    }
+
+    /// A segment has its full length from the moment it is made; the rest of a sealed one is not read now, so this is what tells of a cut.
+    fn check_length(&self, segment: Position) -> Result<(), Failure> {
+        let (len, full) = (self.segments.file(segment)?.len()?, self.segments.borders.segment_bytes);
+        if len < full {
+            let why = format!("the file was cut short to {len} bytes of {full}");
+            return Err(self.corrupt(Position(segment.0 + len), &why, None));
+        }
+        Ok(())
     }
 
     /// Reads every frame from the segment `deep` on.
@@ -214,7 +226,7 @@ impl Recovery<'_> {
         let why = || end.why.as_ref().map_or("nothing is written here".to_owned(), ToString::to_string);
         if let Some(Damage::Newer(_)) = end.why {
             return Err(Failure::Open(OpenError::Corrupt(format!(
-                "{}: position {} is younger than data/hard_state, whose newest slot must have been lost together with this node's vote; move the data directory aside and let the node join the group again as a new one",
+                "{}: position {} is younger than data/hard_state, whose newest slot must have been lost together with this node's vote; {REJOIN}",
                 self.segments.path(self.segments.borders.below(end.stopped_at)).display(),
                 end.stopped_at,
             ))));
@@ -243,23 +255,35 @@ impl Recovery<'_> {
         let segment = self.segments.borders.below(at);
         let proof = proof.unwrap_or(self.record.synced);
         Failure::Open(OpenError::Corrupt(format!(
-            "{}: damaged at byte {} (position {at}): {}. This place was on stable storage (vouched for by position {proof}), so it is no torn write and may have been acknowledged; move the data directory aside and let the node join the group again as a new one, or restore the file",
+            "{}: damaged at byte {} (position {at}): {}. This place was on stable storage (vouched for by position {proof}), so it is no torn write and may have been acknowledged; {REJOIN}",
             self.segments.path(segment).display(),
             at.0 - segment.0,
             why.to_string(),
         )))
     }
 
+    /// A sealed segment could not be read where it must be.
+    fn unreadable(&self, segment: Position, error: io::Error) -> Failure {
+        if !is_damage(&error) {
+            return Failure::Open(OpenError::io(&self.segments.path(segment))(error));
+        }
+        // The error names file and byte.
+        Failure::Open(OpenError::Corrupt(format!(
+            "{error}. This was on stable storage and may have been acknowledged; {REJOIN}"
+        )))
+    }
+
     fn load_specials(&self, segment: Position, recovered: &mut Recovered) -> Result<(), Failure> {
         let Some(wanted) = recovered.index.wanted(segment) else { return Ok(()) };
-        let table = load_table(self.segments, wanted, self.checks)?;
+        let table = load_table(self.segments, wanted, self.checks).map_err(|error| self.unreadable(segment, error))?;
         for (number, _) in &table.specials {
             let index = LogIndex(wanted.first.0 + u64::from(*number));
             if self.record.floor.purged.is_none_or(|purged| index > purged.index)
                 && let Some(offset) = table.offsets.get(*number as usize)
             {
                 let position = Position(segment.0 + u64::from(*offset));
-                recovered.specials.push(frame_at(self.segments, self.checks.incarnation, position, false)?);
+                let frame = frame_at(self.segments, self.checks.incarnation, position);
+                recovered.specials.push(frame.map_err(|error| self.unreadable(segment, error))?);
             }
         }
         Ok(())

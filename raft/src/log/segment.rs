@@ -3,7 +3,7 @@
 //! The log is cut into files of `segment_bytes`, each named by its first position in 20 digits. A frame never straddles
 //! two of them: what does not fit leaves a filler (or nothing, if not even a header fits) and starts the next segment.
 //! So a position is a pure function of the log's content. Files get their full length when they are made and keep it
-//! while they live, so a map of one never reaches behind its end; they go by `unlink` alone.
+//! while they live: one that is shorter was damaged. They go by `unlink` alone.
 
 use std::{
     collections::BTreeMap,

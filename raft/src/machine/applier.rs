@@ -194,8 +194,13 @@ pub(crate) fn snapshot_meta(meta: &ImageMeta) -> io::Result<SnapshotMeta> {
     Ok(SnapshotMeta { last_log_id: place.applied.id.map(to_raft), last_membership: place.membership })
 }
 
-fn snapshot(image: Image) -> io::Result<Snapshot> {
-    Ok(Snapshot { meta: snapshot_meta(&image.meta)?, snapshot: image })
+/// An image as the Raft snapshot: with its bytes, or without them if its file cannot be read. openraft ends a node that cannot read its
+/// snapshot; one without bytes is not sent, and asked for again until its file has been put back (`group::mend`).
+async fn snapshot(images: &Images, mode: WriterMode, meta: ImageMeta) -> io::Result<Snapshot> {
+    let images = images.clone();
+    let border = meta.point.border;
+    let loaded = blocking(mode, move || Ok(images.load(border).ok())).await?;
+    Ok(Snapshot { meta: snapshot_meta(&meta)?, snapshot: loaded })
 }
 
 /// Makes the image at a border the Raft snapshot.
@@ -206,7 +211,7 @@ pub(crate) struct Builder {
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
-    type SnapshotData = Image;
+    type SnapshotData = Option<Image>;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let Some(border) = self.border else {
@@ -216,16 +221,14 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             ));
         };
         let images = self.images.clone();
-        let image = blocking(self.mode, move || {
-            images.make_current(border)?;
-            images.load(border)
-        });
-        snapshot(image.await?)
+        blocking(self.mode, move || images.make_current(border)).await?;
+        let meta = self.images.current().ok_or(io::ErrorKind::NotFound)?;
+        snapshot(&self.images, self.mode, meta).await
     }
 }
 
 impl RaftStateMachine<TypeConfig> for Applier {
-    type SnapshotData = Image;
+    type SnapshotData = Option<Image>;
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<RaftLogId>, StoredMembership)> {
@@ -269,7 +272,8 @@ impl RaftStateMachine<TypeConfig> for Applier {
         Builder { images: self.images.clone(), mode: self.mode, border }
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, image: Image) -> io::Result<()> {
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, image: Option<Image>) -> io::Result<()> {
+        let image = image.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an image that cannot be read"))?;
         let place = place_of(&image.meta).ok_or_else(|| malformed(&image.meta))?;
         let Some(applied) = image.meta.point.applied else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "an image of nothing cannot be installed"));
@@ -296,8 +300,6 @@ impl RaftStateMachine<TypeConfig> for Applier {
         let Some(meta) = self.images.current() else {
             return Ok(None);
         };
-        let images = self.images.clone();
-        let image = blocking(self.mode, move || images.load(meta.point.border)).await?;
-        Ok(Some(snapshot(image)?))
+        snapshot(&self.images, self.mode, meta).await.map(Some)
     }
 }

@@ -17,7 +17,7 @@ use crate::{
         applier::{Applied, Place, place_of},
         erased::ErasedMachine,
     },
-    snapshot::{ImageMeta, Images},
+    snapshot::{COPY, ImageMeta, Images},
     store::completion,
     types::{LogId, LogIndex, Position},
 };
@@ -44,11 +44,9 @@ pub(crate) async fn restore(machine: &mut dyn ErasedMachine, log: &Log, images: 
     }
     let floor = log.floor();
     if floor.purged.is_some() || snapshot.is_some() {
-        let reason = format!(
-            "the log starts at {} but there is no usable image of what came before: move the data directory away and start \
-             again; the node will come back as a learner with a copy from its peers",
-            floor.position
-        );
+        let border = images.current().map_or(floor.position, |meta| meta.point.border);
+        let reason =
+            format!("{}: the image of what came before the log cannot be used; {COPY}", images.file(border).display());
         return Err(OpenError::Corrupt(reason));
     }
     let empty = ImagePoint { applied: None, border: Position(0) };

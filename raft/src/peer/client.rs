@@ -139,7 +139,7 @@ fn range(request: &AppendRequest) -> (Option<crate::binding::RaftLogId>, Option<
 }
 
 impl RaftNetworkV2<TypeConfig> for Client {
-    type SnapshotData = Image;
+    type SnapshotData = Option<Image>;
 
     async fn append_entries(
         &mut self,
@@ -219,12 +219,17 @@ impl RaftNetworkV2<TypeConfig> for Client {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let Some(image) = snapshot.snapshot else {
+            return Err(StreamingError::Unreachable(Unreachable::from_string(
+                "this node's own image cannot be read now",
+            )));
+        };
         let connection = self.open(Class::Image, HANDSHAKE_BYTES_MAX).await;
         let connection = connection.map_err(|error| StreamingError::Unreachable(Unreachable::from_string(error)))?;
         tokio::select! {
             biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
-            sent = send_image(connection, vote, snapshot.snapshot) => match sent {
+            sent = send_image(connection, vote, image) => match sent {
                 Ok(vote) => Ok(SnapshotResponse::new(vote)),
                 Err(error) => Err(StreamingError::Network(NetworkError::new(&error))),
             },

@@ -281,6 +281,8 @@ pub(crate) enum Kind {
     Call = 9,
     /// Asks whether the leader's process is gone, as seen from there.
     Suspect = 10,
+    /// Asks for a file, to put a damaged one back.
+    Lend = 11,
     /// The answer to a request.
     Answer = 32,
     /// The request is refused; the body says why.
@@ -302,6 +304,7 @@ impl Kind {
             Self::Lost,
             Self::Call,
             Self::Suspect,
+            Self::Lend,
             Self::Answer,
             Self::Refusal,
             Self::Cancel,

@@ -315,6 +315,19 @@ impl Peers {
         peer.call.request(self, &peer, Some(node), Kind::Call, request, deadline, false).await
     }
 
+    /// A part of a file that another node has, over the connection for large answers.
+    pub(crate) async fn borrow(
+        &self,
+        node: NodeId,
+        request: bytes::Bytes,
+        deadline: Instant,
+    ) -> Result<bytes::Bytes, CallFailure> {
+        let Some(peer) = self.known(node.number()) else {
+            return Err(CallFailure::NotSent(format!("node {node} is not known")));
+        };
+        peer.call.request(self, &peer, Some(node), Kind::Lend, request, deadline, true).await
+    }
+
     /// Shows cards with a peer, whoever it is now.
     pub(crate) async fn exchange_cards(&self, peer: &Peer, deadline: Instant) -> Result<(), CallFailure> {
         let mine = self.my_card().encode();

@@ -244,6 +244,7 @@ fn serve(connection: Connection) -> Arc<Live> {
                 | Kind::Lost
                 | Kind::Call
                 | Kind::Suspect
+                | Kind::Lend
                 | Kind::Cancel => break,
             };
             let waiting = live.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&tag.id);

@@ -4,6 +4,7 @@
 
 mod async_flush;
 mod cluster;
+mod damage;
 mod fast_path;
 mod leader_restore;
 mod support;

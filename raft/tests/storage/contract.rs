@@ -467,3 +467,46 @@ fn after_close_nothing_is_accepted() {
     log.save_vote(Default::default(), done);
     assert!(wait().is_err());
 }
+
+/// Through a memory map this would be a bus error, which ends the process without a word.
+#[test]
+fn a_segment_cut_short_under_a_running_log_is_damage_that_names_its_file() {
+    for place in Place::both() {
+        let node = place.start();
+        node.fill(1, [700; 30]);
+        node.log.save_committed(node.log.last());
+        let second = &node.all().unwrap()[1];
+        let at = Position(second.place.unwrap().position.0 + HEADER);
+        let view = node.log.view();
+        assert_eq!(view.read(at, 700).unwrap(), second.payload_bytes());
+        let path = place.segment(0);
+        place.disk.open(&path, false).unwrap().set_len(0).unwrap();
+        for error in [view.read(at, 700).unwrap_err(), node.all().unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::InvalidData, "{error}");
+            assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+        }
+        // The rest is there.
+        let last = node.log.last().unwrap().index;
+        assert_eq!(node.log.read(LogIndex(last.0 - 9), LogIndex(u64::MAX), None).unwrap().len(), 10);
+    }
+}
+
+/// Retention must be able to take what is damaged, and a node must not end of it.
+#[test]
+fn a_segment_whose_last_entry_has_rotted_is_purged() {
+    for place in Place::both() {
+        let node = place.start();
+        node.fill(1, [700; 30]);
+        node.log.save_committed(node.log.last());
+        let frames = node.all().unwrap();
+        let last = frames.iter().rfind(|frame| frame.place.unwrap().position.0 < 4096).unwrap();
+        let at = last.place.unwrap().position.0;
+        place.disk.open(&place.segment(0), false).unwrap().write_at(at + 20, &[vec![0xff; 30].into()]).unwrap();
+        node.purge(last.id).unwrap();
+        assert_eq!((node.log.purged(), node.log.floor().position), (Some(last.id), Position(4096)));
+        assert_eq!(node.all().unwrap(), frames[last.id.index.0 as usize + 1..]);
+        node.close();
+        let node = place.start();
+        assert_eq!(node.all().unwrap(), frames[last.id.index.0 as usize + 1..]);
+    }
+}

@@ -380,3 +380,32 @@ fn arbitrary_bytes_in_place_of_a_segment_never_panic() {
         }
     }
 }
+
+/// Its index tells where its entries stand, so nothing of it is read at a start; its length tells.
+#[test]
+fn a_sealed_segment_that_was_cut_short_is_refused_although_its_index_covers_it() {
+    for len in [0, 100, 4095] {
+        let (sim, _) = closed();
+        let place = Place::sim(&sim);
+        sim.damage(&place.segment(0), Damage::Truncate { len }).unwrap();
+        let refused = place.open().err().unwrap_or_else(|| panic!("cut to {len} bytes and not refused"));
+        let OpenError::Corrupt(text) = &refused else { panic!("{refused}") };
+        for words in [&place.segment(0).display().to_string(), "join the group again", "up and whole"] {
+            assert!(text.contains(words), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_segment_without_its_index_is_refused_with_file_and_remedy() {
+    let (sim, frames) = closed();
+    let place = Place::sim(&sim);
+    let second = frames[1].place.unwrap().position.0;
+    sim.damage(&place.segment(0), Damage::Flip { offset: second + 20, mask: 1 }).unwrap();
+    sim.disk().remove(&place.path(&format!("index/{:020}", 0))).unwrap();
+    let refused = place.open().err().unwrap();
+    let OpenError::Corrupt(text) = &refused else { panic!("{refused}") };
+    for words in [&place.segment(0).display().to_string(), "join the group again", "up and whole"] {
+        assert!(text.contains(words), "{text}");
+    }
+}

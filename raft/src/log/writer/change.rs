@@ -36,6 +36,8 @@ impl Writer {
             self.shared.segments.sync_dir()?;
         }
         self.shared.segments.remove_index(segment)?;
+        // What was read of them while they were cut says nothing about what comes there.
+        self.shared.damages.forget(|damaged| damaged >= segment);
         self.active = None;
         if segment < to.position {
             let file = match self.shared.segments.file(segment) {
@@ -74,6 +76,7 @@ impl Writer {
         {
             segments.remove(segment)?;
         }
+        self.shared.damages.forget(|segment| segments.borders.after(segment) <= floor.position);
         Ok(())
     }
 
@@ -93,6 +96,7 @@ impl Writer {
             self.shared.segments.remove(segment)?;
         }
         self.shared.segments.sync_dir()?;
+        self.shared.damages.forget(|_| true);
         self.carried_out()
     }
 
