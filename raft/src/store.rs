@@ -117,6 +117,9 @@ impl RaftLogReader<TypeConfig> for LogStore {
             return Ok(Vec::new());
         }
         match self.read(start, end, Some(APPEND_BYTES_MAX)) {
+            // openraft keeps what a follower is just reading, but forgets that a stream reads when an older stream of the same follower
+            // reports its end late: then this one is behind the purge. Its transport ends it (`peer::append`), an image follows.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             // openraft ends a node whose log cannot be read, although the rest of it serves. Nothing read is sent as a heartbeat, which
             // promises nothing about the entries, and asked for again: until then the group has another leader, or this one waits.
             Err(error) if is_damage(&error) => {

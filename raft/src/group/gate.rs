@@ -5,11 +5,8 @@
 //! neither votes nor campaigns until a live leader, confirmed by a quorum, has said up to where a node must have come
 //! (ReadIndex) and this node has applied that: by then it holds everything it ever acked, because that leader does.
 //!
-//! The leader may remember entries of this node that are gone, and would take a shorter log for a broken invariant. So it is
-//! told first, and until it has said that it knows, its appends are refused here; the first refused one is what makes this
-//! node tell it.
-//!
-//! After that this node acknowledges entries. An acknowledgement counts only for the leader that this node's own vote belongs
+//! The leader may remember entries of this node that are gone. It finds the end of this log again then and sends what is missing
+//! (`allow_log_reversion`), whatever took it: this node acknowledges entries from the start on. An acknowledgement counts only for the leader that this node's own vote belongs
 //! to, votes are always synced, and that leader already holds whatever this node had acked before.
 //!
 //! If so many voters are in this state that no leader can come, all voters' tails are compared, once all can be asked: the
@@ -17,7 +14,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU8, Ordering},
     },
     time::Duration,
@@ -25,7 +22,7 @@ use std::{
 
 use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver;
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use super::Inner;
 use crate::{
@@ -42,48 +39,22 @@ const CLOSED: u8 = 2;
 /// A leader in its term.
 pub(super) type Reign = (Term, NodeId);
 
-/// Whether this node takes part in elections, and from which leader it takes entries.
-pub(super) struct Gate {
-    state: AtomicU8,
-    /// Which leader wants to send entries.
-    caller: watch::Sender<Option<Reign>>,
-    /// Which leader knows that this log may be shorter than it was.
-    told: Mutex<Option<Reign>>,
-}
+/// Whether this node takes part in elections.
+pub(super) struct Gate(AtomicU8);
 
 impl Gate {
     pub(super) fn new(is_closed: bool) -> Self {
-        let state = AtomicU8::new(if is_closed { CLOSED } else { OPEN });
-        Self { state, caller: watch::Sender::new(None), told: Mutex::new(None) }
-    }
-
-    /// Whether entries of this leader may come in now. If not, it will be told what it must know.
-    pub(super) fn admits(&self, reign: Reign) -> bool {
-        if self.may_vote() || *self.told.lock().unwrap_or_else(PoisonError::into_inner) == Some(reign) {
-            return true;
-        }
-        self.caller.send_if_modified(|caller| {
-            let is_new = *caller != Some(reign);
-            *caller = Some(reign);
-            is_new
-        });
-        false
-    }
-
-    /// The leader that was refused last and does not know yet.
-    fn untold(&self) -> Option<Reign> {
-        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        self.caller.borrow().filter(|caller| Some(*caller) != told)
+        Self(AtomicU8::new(if is_closed { CLOSED } else { OPEN }))
     }
 
     /// It may campaign.
     pub(super) fn is_open(&self) -> bool {
-        self.state.load(Ordering::Acquire) == OPEN
+        self.0.load(Ordering::Acquire) == OPEN
     }
 
     /// It may vote for another.
     pub(super) fn may_vote(&self) -> bool {
-        self.state.load(Ordering::Acquire) != CLOSED
+        self.0.load(Ordering::Acquire) != CLOSED
     }
 
     /// It says of itself that it may lack what it acked.
@@ -99,12 +70,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 pub(super) async fn catch_up(inner: Arc<Inner>, why: CatchUp) {
     tracing::warn!(reason = ?why.reason, acked = ?why.acked, "this node must catch up before it votes");
     let pause = inner.config.election_timeout.1;
-    let mut caller = inner.gate.caller.subscribe();
     loop {
-        caller.mark_unchanged();
-        if let Some(reign) = inner.gate.untold() {
-            tell(&inner, reign).await;
-        }
         let leader = inner.leader.borrow().leader;
         let is_done = match leader {
             Some(leader) if leader == inner.me => true,
@@ -121,16 +87,8 @@ pub(super) async fn catch_up(inner: Arc<Inner>, why: CatchUp) {
         tokio::select! {
             biased;
             () = inner.stop.cancelled() => return,
-            _ = caller.changed() => {}
             () = tokio::time::sleep(pause) => {}
         }
-    }
-}
-
-/// Tells a leader that this log may be shorter than it remembers; then its entries may come.
-async fn tell(inner: &Inner, reign: Reign) {
-    if ask(inner, reign.1, Kind::Lost).await.is_some() {
-        *inner.gate.told.lock().unwrap_or_else(PoisonError::into_inner) = Some(reign);
     }
 }
 
@@ -140,7 +98,7 @@ async fn open(inner: &Inner) {
     if durable.await.is_err() {
         return;
     }
-    inner.gate.state.store(OPEN, Ordering::Release);
+    inner.gate.0.store(OPEN, Ordering::Release);
     inner.raft.runtime_config().elect(true);
     tracing::info!("caught up: this node votes again");
 }
@@ -196,5 +154,5 @@ fn compare_tails(inner: &Inner) {
         );
         inner.raft.runtime_config().elect(true);
     }
-    inner.gate.state.store(VOTES, Ordering::Release);
+    inner.gate.0.store(VOTES, Ordering::Release);
 }

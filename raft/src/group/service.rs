@@ -30,14 +30,9 @@ use crate::{
 /// The service of one node.
 pub(super) struct NodeService(pub(super) Arc<Inner>);
 
-/// Notes that a leader spoke; false if its entries may not come in yet.
-fn note_leader(inner: &Inner, request: &AppendRequest) -> bool {
-    let (term, node) = (Term(request.vote.leader_id.term), request.vote.leader_id.node_id);
-    let admits = inner.gate.admits((term, node));
-    if admits {
-        inner.peers.note_leader(term, node);
-    }
-    admits
+/// Notes that a leader spoke.
+fn note_leader(inner: &Inner, request: &AppendRequest) {
+    inner.peers.note_leader(Term(request.vote.leader_id.term), request.vote.leader_id.node_id);
 }
 
 fn words(error: impl ToString) -> String {
@@ -63,9 +58,7 @@ impl Service for NodeService {
                 Kind::Vote | Kind::PreVote => Err("this node must catch up before it votes".into()),
                 Kind::Append => {
                     let request = decode_append(body).map_err(words)?;
-                    if !note_leader(&inner, &request) {
-                        return Err("this node must tell the leader first what it may have lost".into());
-                    }
+                    note_leader(&inner, &request);
                     let response = inner.raft.append_entries(request).await.map_err(words)?;
                     Ok(encode_append_response(&response))
                 }
@@ -94,11 +87,6 @@ impl Service for NodeService {
                     let index = linearizer.read_log_id().index();
                     Ok(Bytes::copy_from_slice(&index.to_le_bytes()))
                 }
-                Kind::Lost => {
-                    // From now on a log of this node that is shorter than remembered is not a broken invariant, once.
-                    inner.raft.trigger().allow_next_revert(&from, true).await.map_err(words)?.map_err(words)?;
-                    Ok(Bytes::new())
-                }
                 Kind::Lend => mend::lend(&inner, body).await,
                 Kind::Call => Ok(inner.calls.call(from, body).await),
                 Kind::Answer | Kind::Refusal | Kind::Cancel => Err("not a request".into()),
@@ -110,9 +98,8 @@ impl Service for NodeService {
         &self,
         requests: Pin<Box<dyn Stream<Item = AppendRequest> + Send>>,
     ) -> Pin<Box<dyn Stream<Item = AppendAnswer> + Send>> {
-        // A refused request ends the stream: the leader sees a broken connection and tries again.
         let inner = self.0.clone();
-        let requests = requests.take_while(move |request| std::future::ready(note_leader(&inner, request)));
+        let requests = requests.inspect(move |request| note_leader(&inner, request));
         let answers = self.0.raft.stream_append(requests);
         Box::pin(answers.map(|answer| answer.map_err(|fatal| RPCError::Network(NetworkError::new(&fatal)))))
     }

@@ -279,7 +279,9 @@ fn raft_config(config: &GroupConfig, may_elect: bool) -> Result<Arc<Config>, Sta
         enable_elect: may_elect,
         enable_pre_vote: Some(true),
         enable_leader_restore: Some(config.leader_restore),
-        allow_log_reversion: Some(false),
+        // A follower may come back with less than it had acknowledged, by async flush or by a damaged disk. Off, its leader would never send it
+        // what is missing.
+        allow_log_reversion: Some(true),
         ..Config::default()
     };
     // A leader that is cut inside its own sync and back before an election would write another entry under the same id.

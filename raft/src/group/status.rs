@@ -47,13 +47,15 @@ pub(super) fn status(inner: &Inner) -> GroupStatus {
         }
     });
 
+    let committed = data.local_committed.as_ref().map(from_raft).max(applied.id);
     GroupStatus {
         id: inner.me,
         role: role(server.state, view, inner.me),
         term: Term(server.vote.leader_id.term),
         leader: view.leader,
-        last: inner.log.last(),
-        committed: data.local_committed.as_ref().map(from_raft).max(applied.id),
+        // While an image is being installed, what it stands for counts as committed before the log begins behind it.
+        last: inner.log.last().max(committed),
+        committed,
         applied: applied.id,
         end: inner.log.end(),
         synced: inner.log.synced(),

@@ -25,6 +25,7 @@ use tokio::{
 
 use crate::{
     binding::{AppendRequest, TypeConfig},
+    log::Log,
     peer::{
         codec::{decode_append_result, encode_append},
         dial::Connection,
@@ -47,19 +48,21 @@ pub(crate) struct AppendStream<'a, S> {
     outgoing: VecDeque<Bytes>,
     patience: Duration,
     deadline: Pin<Box<Sleep>>,
+    log: Log,
 }
 
 impl<'a, S> AppendStream<'a, S>
 where
     S: Stream<Item = AppendRequest> + Unpin,
 {
-    /// `patience`: longest time without any answer while one is due.
+    /// `patience`: longest time without any answer while one is due. `log`: where the requests are read from.
     pub(crate) fn new(
         home: &'a mut Option<Connection>,
         connection: Connection,
         input: S,
         window: usize,
         patience: Duration,
+        log: Log,
     ) -> Self {
         let deadline = Box::pin(tokio::time::sleep(patience));
         Self {
@@ -72,7 +75,15 @@ where
             outgoing: VecDeque::new(),
             patience,
             deadline,
+            log,
         }
+    }
+
+    /// Whether what follows this request is purged, so that nothing but such requests can come: openraft asks for the same entries again
+    /// until its stream ends, and only then for what its leader has meanwhile decided to send instead.
+    fn is_behind_purge(&self, request: &AppendRequest) -> bool {
+        let before = request.prev_log_id.as_ref().map(|id| id.index);
+        request.entries.is_empty() && before < self.log.purged().map(|id| id.index.0)
     }
 
     fn fail(&mut self, error: io::Error) -> Poll<Option<AppendAnswer>> {
@@ -130,6 +141,10 @@ where
         match Pin::new(input).poll_next(context) {
             Poll::Pending => false,
             Poll::Ready(None) => {
+                self.input = None;
+                false
+            }
+            Poll::Ready(Some(request)) if self.is_behind_purge(&request) => {
                 self.input = None;
                 false
             }

@@ -186,7 +186,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
                 };
                 let (window, patience) = (self.peers.config.follower_window_bytes, self.patience());
                 let home = self.connection.get_mut().unwrap_or_else(PoisonError::into_inner);
-                let answers = AppendStream::new(home, connection, input, window, patience);
+                let answers = AppendStream::new(home, connection, input, window, patience, self.peers.log.clone());
                 let answers: BoxStream<'s, _> = Box::pin(answers);
                 Ok(answers)
             }),

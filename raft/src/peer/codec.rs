@@ -275,8 +275,6 @@ pub(crate) enum Kind {
     Join = 6,
     /// Asks the leader which entry makes a node up to date.
     ReadIndex = 7,
-    /// Tells the leader that this node may lack entries it acked.
-    Lost = 8,
     /// A request of the layer above.
     Call = 9,
     /// Asks whether the leader's process is gone, as seen from there.
@@ -301,7 +299,6 @@ impl Kind {
             Self::Card,
             Self::Join,
             Self::ReadIndex,
-            Self::Lost,
             Self::Call,
             Self::Suspect,
             Self::Lend,

@@ -241,7 +241,6 @@ fn serve(connection: Connection) -> Arc<Live> {
                 | Kind::Card
                 | Kind::Join
                 | Kind::ReadIndex
-                | Kind::Lost
                 | Kind::Call
                 | Kind::Suspect
                 | Kind::Lend

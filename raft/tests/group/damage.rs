@@ -188,3 +188,35 @@ fn a_leader_with_a_damaged_segment_whom_nobody_can_replace_stays_and_serves() {
         );
     });
 }
+
+#[test]
+fn a_follower_whose_disk_has_lost_the_last_synced_entries_is_given_them_again_by_the_same_leader() {
+    simulate(39, async {
+        let mut cluster = Cluster::born(39).await;
+        for _ in 0..10 {
+            cluster.add(1, 100).await;
+        }
+        let leader = cluster.leader().await;
+        let follower = (leader % 3) + 1;
+        cluster.agree().await;
+        let kept = cluster.group(follower).status();
+        for _ in 0..3 {
+            cluster.add(1, 100).await;
+        }
+        let had = cluster.group(leader).status().last;
+        until("it has said that they are synced", || {
+            let status = cluster.group(follower).status();
+            status.last == had && status.synced == status.end
+        })
+        .await;
+        cluster.kill(follower);
+        let disk = cluster.nodes[&follower].disk.clone();
+        disk.damage(&segment_at(0), Damage::Zero { offset: kept.end.0, len: u64::MAX }).unwrap();
+        cluster.start(follower).await;
+        assert!(cluster.group(follower).status().last < had, "something was lost");
+        assert_eq!(cluster.agree().await.sum, 13, "without a new entry");
+        assert_eq!(cluster.add(1, 0).await, 14);
+        assert_eq!(cluster.agree().await.sum, 14);
+        assert_eq!(cluster.leader().await, leader);
+    });
+}
