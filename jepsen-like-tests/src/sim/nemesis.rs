@@ -402,6 +402,10 @@ impl<S: Subject> Lane<S> {
     /// Lets a disk fail for a while. Its process may end by itself; then it is started again and again until the disk is well.
     async fn bad_disk(&mut self, change: impl FnOnce(&mut Faults)) {
         let any = self.any();
+        // A node whose sync has failed does not vote for a while, as one with a new disk: of both, two are lost at once.
+        if self.world.awaits_a_new_disk() {
+            return;
+        }
         self.world.fail_disk(any, change);
         sleep(self.dice.millis(50..=2000)).await;
         self.world.mend_disk(any);

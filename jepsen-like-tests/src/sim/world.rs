@@ -126,6 +126,8 @@ struct Node<S: Subject> {
     queue_rot: bool,
     /// With async flush: it lost power and may not have got back yet what it had acknowledged.
     forgetful: bool,
+    /// Its disk was replaced, and it does not vote again yet.
+    wiped: bool,
 }
 
 impl<S: Subject> Node<S> {
@@ -140,6 +142,7 @@ impl<S: Subject> Node<S> {
             rotten: false,
             queue_rot: false,
             forgetful: false,
+            wiped: false,
         }
     }
 }
@@ -315,13 +318,20 @@ impl<S: Subject> World<S> {
     }
 
     /// Whether the group promises to lose nothing if these nodes lose power now: always with sync flush; with async flush only
-    /// a minority may be without what it acknowledged.
+    /// a minority may be without what it acknowledged, and a replaced disk has nothing of it.
     pub fn survives_power_cut(&self, cut: &[u16]) -> bool {
         if self.scenario().flush == FlushMode::Sync {
             return true;
         }
-        let forgetful = self.nodes().iter().filter(|(number, node)| node.forgetful || cut.contains(number)).count();
+        let is_forgetful =
+            |(number, node): &(&u16, &Node<S>)| node.forgetful || node.wiped || cut.contains(number);
+        let forgetful = self.nodes().iter().filter(is_forgetful).count();
         forgetful * 2 < self.numbers().len()
+    }
+
+    /// Whether a node with a new disk does not vote again yet.
+    pub fn awaits_a_new_disk(&self) -> bool {
+        self.nodes().values().any(|node| node.wiped)
     }
 
     // ----- processes -----
@@ -543,7 +553,7 @@ impl<S: Subject> World<S> {
         self.end(number, Death::Power(Keep::Nothing));
         let seed = lock(&self.0.dice).draw();
         if let Some(node) = self.nodes().get_mut(&number) {
-            *node = Node { run: node.run, ..Node::new(new_disk(self.scenario(), seed)) };
+            *node = Node { run: node.run, wiped: true, ..Node::new(new_disk(self.scenario(), seed)) };
         }
         self.witness().forget(number, Some(Event::Wipe { node: number }));
     }
@@ -657,6 +667,11 @@ impl<S: Subject> World<S> {
             {
                 // It has everything it ever acknowledged.
                 node.forgetful = false;
+            }
+            if status.members.iter().any(|member| member.id == status.id && member.voter)
+                && let Some(node) = self.nodes().get_mut(&number)
+            {
+                node.wiped = false;
             }
         }
     }
