@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     bench::BenchCommand, broker::BrokerArgs, cluster::ClusterCommand, dev::DevCommand, dlq::DlqCommand,
     doctor::DoctorCommand, group::GroupCommand, health::HealthArgs, message::MessageCommand, namesrv::NamesrvArgs,
-    output::Format, topic::TopicCommand, transaction::TransactionCommand,
+    output::Format, store::StoreCommand, topic::TopicCommand, transaction::TransactionCommand,
 };
 
 /// A message broker that speaks RocketMQ 5's protocol and keeps everything in one Raft log per broker group.
@@ -53,6 +53,9 @@ pub enum Command {
     Cluster(ClusterCommand),
     /// Check from a client's place that the group can be used: addresses, routes, clocks, quorum; exit code 3 if something is wrong
     Doctor(DoctorCommand),
+    /// Read the data directory of a stopped node: is it whole, and what is in it
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Send and receive single messages
     #[command(subcommand)]
     Message(MessageCommand),

@@ -21,7 +21,11 @@ pub enum Exit {
     Usage = 2,
     Unhealthy = 3,
     NoQuorum = 4,
+    Verification = VERIFICATION,
 }
+
+/// Exit code of a verification that failed.
+pub const VERIFICATION: u8 = 5;
 
 /// Why a command did not do what it was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +82,11 @@ pub fn call(what: impl Into<String>, error: &CallError, endpoints: &str) -> Fail
 }
 
 impl Failure {
+    /// What was verified is not as it should be.
+    pub fn of_verification(self) -> Self {
+        Self { exit: Exit::Verification, ..self }
+    }
+
     /// The process's exit code.
     pub fn exit_code(&self) -> ExitCode {
         self.exit.into()

@@ -21,6 +21,7 @@ mod output;
 mod page;
 mod status;
 mod stop;
+mod store;
 mod topic;
 mod transaction;
 
@@ -115,6 +116,7 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
             };
             Ok(health.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS))
         }),
+        Command::Store(command) => command.run(cli.output),
         Command::Doctor(command) => on(1, command.run(endpoints, cli.output)),
         Command::Bench(command) => on(command.threads(), async {
             match command.run(endpoints).await? {

@@ -53,7 +53,7 @@ const RANKS: [(&str, &[&[&str]]); 3] = [
             &["group"],
             &["peer", "machine"],
             &["store"],
-            &["binding"],
+            &["binding", "inspect"],
             &["snapshot"],
             &["log"],
             &["hard_state"],

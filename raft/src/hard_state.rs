@@ -170,13 +170,8 @@ impl HardState {
             None => [None, None],
         };
         let slots = [decode_slot(&raw[0]), decode_slot(&raw[1])];
-        if let Some(version) =
-            slots.iter().find_map(|slot| if let Slot::Version(version) = slot { Some(*version) } else { None })
-        {
-            return Err(OpenError::WrongDirectory(format!(
-                "{}: format version {version} is not known to this program; start the version that wrote it, or give this node an empty data directory",
-                path.display()
-            )));
+        if let Some(version) = slots.iter().find_map(Slot::version) {
+            return Err(unknown_version(&path, version));
         }
         let [first, second] = slots.map(Slot::good);
         let newest = match (&first, &second) {
@@ -297,6 +292,41 @@ impl HardState {
     }
 }
 
+/// Both slots as they are, for whoever only looks.
+pub(crate) struct Slots {
+    /// What a start would begin from.
+    pub newest: Record,
+    /// Slots that were written once and cannot be read.
+    pub unreadable: usize,
+}
+
+impl Slots {
+    /// Reads the file at `path`. Changes nothing.
+    ///
+    /// # Errors
+    /// `WrongDirectory` if another version wrote it, `Corrupt` if no slot can be read, the disk's.
+    pub(crate) fn read(disk: &dyn Disk, path: &Path) -> Result<Self, OpenError> {
+        let raw = disk.open(path, false).and_then(|file| read_slots(file.as_ref())).map_err(OpenError::io(path))?;
+        let decoded = raw.each_ref().map(decode_slot);
+        if let Some(version) = decoded.iter().find_map(Slot::version) {
+            return Err(unknown_version(path, version));
+        }
+        let was_written = |raw: &Option<Bytes>| raw.as_ref().is_some_and(|slot| slot.iter().any(|byte| *byte != 0));
+        let written = raw.iter().filter(|raw| was_written(raw)).count();
+        let good: Vec<_> = decoded.into_iter().filter_map(Slot::good).collect();
+        let unreadable = written.saturating_sub(good.len());
+        let newest = good.into_iter().max_by_key(|(sequence, _)| *sequence).ok_or_else(|| lost(path))?.1;
+        Ok(Self { newest, unreadable })
+    }
+}
+
+fn unknown_version(path: &Path, version: u16) -> OpenError {
+    OpenError::WrongDirectory(format!(
+        "{}: format version {version} is not known to this program; start the version that wrote it, or give this node an empty data directory",
+        path.display()
+    ))
+}
+
 enum Slot {
     Bad,
     Version(u16),
@@ -304,6 +334,13 @@ enum Slot {
 }
 
 impl Slot {
+    fn version(&self) -> Option<u16> {
+        match self {
+            Self::Version(version) => Some(*version),
+            Self::Bad | Self::Good(..) => None,
+        }
+    }
+
     fn good(self) -> Option<(u64, Record)> {
         match self {
             Self::Good(sequence, record) => Some((sequence, record)),

@@ -16,6 +16,7 @@ pub mod disk;
 mod fatal;
 pub mod group;
 pub mod hard_state;
+pub mod inspect;
 pub mod log;
 pub mod machine;
 pub mod metrics;

@@ -36,7 +36,7 @@ use super::{
 use crate::machine::{Machine, Pointer, QueueId, QueueOffset, TopicId};
 
 /// The folder of this format's files in `queue/`. Those of the first format, whose records had no crc, stood in `queue/` itself.
-const FORMAT: &str = "v2";
+pub(super) const FORMAT: &str = "v2";
 
 /// Records per file, as in RocketMQ: 6,000,000 bytes.
 pub const RECORDS_PER_FILE: u64 = 300_000;

@@ -12,6 +12,7 @@
 pub(crate) mod checkpoint;
 pub(crate) mod consume_queue;
 pub(crate) mod files;
+pub mod inspect;
 pub(crate) mod lane;
 pub(crate) mod plain;
 pub(crate) mod queue_record;

@@ -323,8 +323,7 @@ impl<S: Subject> World<S> {
         if self.scenario().flush == FlushMode::Sync {
             return true;
         }
-        let is_forgetful =
-            |(number, node): &(&u16, &Node<S>)| node.forgetful || node.wiped || cut.contains(number);
+        let is_forgetful = |(number, node): &(&u16, &Node<S>)| node.forgetful || node.wiped || cut.contains(number);
         let forgetful = self.nodes().iter().filter(is_forgetful).count();
         forgetful * 2 < self.numbers().len()
     }

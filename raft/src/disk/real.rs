@@ -24,7 +24,13 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn open(&self, path: &Path, create: bool) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).create(create).truncate(false).open(path)?;
+        let mut how = OpenOptions::new();
+        how.read(true).write(true).create(create).truncate(false);
+        let file = match how.open(path) {
+            // Whoever only looks need not write.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem && !create => File::open(path)?,
+            opened => opened?,
+        };
         Ok(Arc::new(RealFile { file }))
     }
 

@@ -18,12 +18,12 @@
 pub(crate) mod damage;
 pub mod frame;
 mod handle;
-mod index;
+pub(crate) mod index;
 mod queue;
 mod read;
 mod recover;
-mod scan;
-mod segment;
+pub(crate) mod scan;
+pub(crate) mod segment;
 mod state;
 mod tail;
 mod writer;

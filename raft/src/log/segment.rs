@@ -160,6 +160,13 @@ pub(crate) struct SegmentSource {
     chunk_at: u64,
 }
 
+impl SegmentSource {
+    /// Bytes that the file has.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+}
+
 impl Source for SegmentSource {
     fn bytes(&mut self, position: u64, len: usize) -> io::Result<Bytes> {
         let end = self.segment.0 + self.len;

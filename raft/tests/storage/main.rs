@@ -9,3 +9,4 @@ mod node;
 mod power;
 mod recovery;
 mod samples;
+mod verify;
