@@ -100,6 +100,12 @@ impl MessageCommand {
                     invisible_duration: Duration::from_secs(*invisible),
                     long_polling: Duration::from_secs(*wait),
                 };
+                // A receive of its own would make the topic where that is allowed, and wait in vain.
+                // A name server cannot be asked, and then is not.
+                if let Err(error @ CallError::Refused { code: 40402, .. }) = client.admin().describe_topic(topic).await
+                {
+                    return Err(error);
+                }
                 let consumer = client.simple_consumer(group, options)?;
                 let received = consumer.receive(topic).await?;
                 if *ack {

@@ -113,6 +113,7 @@ fn numbers_that_make_no_sense_are_wrong_usage_with_the_range() {
         (&["group", "create", "g", "--retry", "exponential:5s"], "exponential:FIRST,LONGEST"),
         (&["group", "create", "g", "--retry", "exponential:5s,1s"], "shorter than the first"),
         (&["group", "create", "g", "--retry", "quadratic"], "ladder or exponential"),
+        (&["bench", "produce", "--seconds", "0"], "1..=86400"),
         (&["dlq", "redrive", "g", "--rate", "0"], "1..=100000"),
         (&["dlq", "redrive", "g", "--max", "0"], "1.."),
         (&["dlq", "show", "g", "--since", "yesterday"], "yesterday"),
@@ -178,6 +179,14 @@ fn a_node_serves_the_commands_and_stops_in_order() {
         assert!(shown.contains("CREATED (UTC)") && shown.contains(" 20"), "{shown}");
     }
     fine(&["topic", "delete", "t"]);
+    let no = |args: &[&str], words: &[&str]| {
+        let (code, _, err) = said(&run(&[args, &at[..]].concat()));
+        assert!(code == 1 && words.iter().all(|word| err.contains(word)), "{args:?}: {code} {err}");
+    };
+    // Looking for messages makes no topic, and dead letters have theirs by themselves.
+    no(&["message", "receive", "nosuch", "--group", "g"], &["40402", "nosuch"]);
+    no(&["topic", "create", "%DLQ%g"], &["40000", "dead letters of consumer group g"]);
+    no(&["topic", "delete", "%DLQ%g"], &["40402"]);
     // A half message waits: nobody loses it by mistake.
     fine(&["message", "send", "halves", "wait", "--half"]);
     let (code, _, err) = said(&run(&["topic", "delete", "halves", at[0], at[1]]));

@@ -82,6 +82,19 @@ pub(crate) enum Failure {
         /// Delayed ones.
         delayed: u64,
     },
+    /// A topic of dead letters is to be deleted with them.
+    #[error(
+        "{topic} holds {letters} dead letters of consumer group {group}; nothing was deleted; look at them (quorate dlq show {group}), or \
+         force it to drop them (quorate topic delete {topic} --force)"
+    )]
+    HoldsDeadLetters {
+        /// Its name.
+        topic: String,
+        /// Whose they are.
+        group: String,
+        /// How many.
+        letters: u64,
+    },
     /// The filter cannot be read.
     #[error("{0}")]
     Filter(filter::FilterError),

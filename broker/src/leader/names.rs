@@ -121,17 +121,21 @@ impl Leader {
         self.propose_one(Command::PutGroup(put)).await.map(|_| Done {})
     }
 
-    /// Removes a topic and its messages. Those that wait in it and that nobody could receive yet must be dropped on purpose. They are counted
-    /// when the call comes: what is sent while it is carried out goes like any other message.
+    /// Removes a topic and its messages. Those that wait in it and that nobody could receive yet must be dropped on purpose, and so must dead
+    /// letters. They are counted when the call comes: what is sent while it is carried out goes like any other message.
     pub async fn drop_topic(&self, call: &DropTopic) -> Result<Dropped, Failure> {
         let name = topic_name(&call.name)?;
         self.group.confirm_leadership().await?;
         let found = self.shared.read(|m| {
-            let topic = m.topic(&name)?.id();
-            let (halves, delayed) = m.waiting_in(topic);
-            Some((topic, Dropped { halves, delayed }))
+            let topic = m.topic(&name)?;
+            let (halves, delayed) = m.waiting_in(topic.id());
+            let letters = topic.ranges().map(|(min, end)| end - min).sum();
+            Some((topic.id(), Dropped { halves, delayed }, letters))
         });
-        let (topic, waiting) = found.ok_or(Refusal::TopicNotFound)?;
+        let (topic, waiting, letters) = found.ok_or(Refusal::TopicNotFound)?;
+        if let Some(group) = name.dead_letters_of().filter(|_| !call.force && letters > 0) {
+            return Err(Failure::HoldsDeadLetters { topic: call.name.clone(), group: group.to_owned(), letters });
+        }
         let Dropped { halves, delayed } = waiting;
         if !call.force && halves + delayed > 0 {
             return Err(Failure::StillWaiting { topic: call.name.clone(), halves, delayed });

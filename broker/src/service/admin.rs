@@ -93,7 +93,18 @@ fn create_topic(topic: Option<Topic>) -> Result<calls::CreateTopic, Fault> {
         Ok(TopicType::Transaction) => TopicKind::Transaction,
         Err(_) => return Err(Fault::new(Code::BadRequest, format!("topic type {} is unknown", topic.r#type))),
     };
-    Ok(calls::CreateTopic { name: topic_name(&topic.name)?, queues: topic.queues, kind: kind as u32 })
+    let name = topic_name(&topic.name)?;
+    if let Some(group) = dead_letters_of(&name) {
+        let text =
+            format!("{name} is for the dead letters of consumer group {group}; it is made with the first of them");
+        return Err(Fault::new(Code::BadRequest, text));
+    }
+    Ok(calls::CreateTopic { name, queues: topic.queues, kind: kind as u32 })
+}
+
+/// The consumer group whose dead letters a topic holds.
+fn dead_letters_of(topic: &str) -> Option<String> {
+    TopicName::parse(topic).ok().and_then(|name| name.dead_letters_of().map(str::to_owned))
 }
 
 fn topic(detail: TopicDetail, with_offsets: bool) -> Topic {
@@ -157,7 +168,7 @@ fn redrive_dead_letters(asked: RedriveDeadLettersRequest) -> Result<calls::Redri
     }
     let place = |DeadLetterPlace { queue, offset }| calls::DeadLetterPlace { queue, offset };
     let to = if to.is_empty() { to } else { topic_name(&to)? };
-    if TopicName::parse(&to).is_ok_and(|name| name.dead_letters_of().is_some()) {
+    if dead_letters_of(&to).is_some() {
         let text = format!(
             "{to} holds dead letters, and one sent there would lose where it came from; name a topic that consumers work on"
         );

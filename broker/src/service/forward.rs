@@ -215,6 +215,7 @@ impl Dispatch {
             | Failure::TopicTakes { .. }
             | Failure::DelayTooLong { .. }
             | Failure::StillWaiting { .. }
+            | Failure::HoldsDeadLetters { .. }
             | Failure::Filter(_)
             | Failure::Retry(_)
             | Failure::NoDeadLetters

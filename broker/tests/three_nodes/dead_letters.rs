@@ -2,8 +2,8 @@
 
 use quorate_proto::{
     admin::{
-        ConsumerGroup, CreateGroupRequest, DeadLetter, DeadLetterPlace, ListDeadLettersRequest,
-        RedriveDeadLettersRequest, Redriven, Retry, ShowDeadLettersRequest,
+        ConsumerGroup, CreateGroupRequest, CreateTopicRequest, DeadLetter, DeadLetterPlace, DeleteTopicRequest,
+        ListDeadLettersRequest, RedriveDeadLettersRequest, Redriven, Retry, ShowDeadLettersRequest, Topic,
     },
     v2::{
         ChangeInvisibleDurationRequest, ForwardMessageToDeadLetterQueueRequest, Settings, Subscription,
@@ -232,6 +232,17 @@ async fn dead_letters_are_redriven_once_whoever_leads_and_every_wrong_word_has_i
     let topics = at_follower.list_dead_letters(ListDeadLettersRequest {}).await.expect("in-band").into_inner().topics;
     assert_eq!((topics.len(), topics[0].topic.as_str(), topics[0].letters, topics[0].redriven), (1, DEAD, 3, 3));
     assert!(letters(&mut at_follower).await.iter().all(|letter| letter.redriven));
+    // Dead letters are deleted on purpose or not at all, and their topic is made by nobody.
+    let mut delete = async |force: bool| {
+        let request = DeleteTopicRequest { name: DEAD.into(), force };
+        at_follower.delete_topic(request).await.expect("in-band").into_inner()
+    };
+    let kept = delete(false).await;
+    assert!(kept.code == 42800 && kept.message.contains("3 dead letters"), "{kept:?}");
+    assert_eq!(delete(true).await.code, 20000);
+    let topic = Topic { name: DEAD.into(), ..Topic::default() };
+    let made = at_follower.create_topic(CreateTopicRequest { topic: Some(topic) }).await.expect("in-band").into_inner();
+    assert!(made.code == 40000 && made.message.contains("consumer group g"), "{made:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -50,7 +50,7 @@ pub struct LoadArgs {
     #[arg(long, default_value_t = 64)]
     in_flight: usize,
     /// Seconds that count
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
     /// Seconds before, which do not
     #[arg(long, default_value_t = 2)]

@@ -116,7 +116,9 @@ impl From<Failure> for Fault {
             Failure::Propose(error) => error.into(),
             Failure::TopicTakes { .. } => Self::new(Code::MessagePropertyConflictWithType, failure.to_string()),
             Failure::DelayTooLong { .. } => Self::new(Code::IllegalDeliveryTime, failure.to_string()),
-            Failure::StillWaiting { .. } => Self::new(Code::PreconditionFailed, failure.to_string()),
+            Failure::StillWaiting { .. } | Failure::HoldsDeadLetters { .. } => {
+                Self::new(Code::PreconditionFailed, failure.to_string())
+            }
             Failure::Filter(_) => Self::new(Code::IllegalFilterExpression, failure.to_string()),
             Failure::Retry(_) => Self::new(Code::BadRequest, failure.to_string()),
             Failure::NoDeadLetters => Self::new(Code::NotFound, failure.to_string()),
