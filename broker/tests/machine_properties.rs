@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use quorate_broker::machine::{
     Ack, AttemptKey, Batch, ChangeInvisible, Command, CommitOffset, Delivery, DropGroup, DropTopic, Effect, GroupId,
     Handle, Machine, PutGroup, PutTopic, QueueId, QueueOffset, Receive, Reply, ResetOffset, Send, SendKey, StartAt,
-    TopicId, TopicKind,
+    TopicId, TopicKind, UpdateOffset,
 };
 use quorate_proto::{
     names::{GroupName, TopicName},
@@ -32,6 +32,7 @@ enum Step {
 enum Wild {
     Commit { group: u32, topic: u32, queue: u16, offset: u64 },
     Reset { group: u32, topic: u32, queue: u16, offset: u64 },
+    Update { group: u32, topic: u32, queue: u16, offset: u64 },
     DropTopic(u32),
     PutTopic { name: u8, queues: u16 },
     DropGroup(u32),
@@ -58,6 +59,7 @@ fn wild_step() -> impl Strategy<Value = Step> {
     let wild = prop_oneof![
         place().prop_map(|(group, topic, queue, offset)| Wild::Commit { group, topic, queue, offset }),
         place().prop_map(|(group, topic, queue, offset)| Wild::Reset { group, topic, queue, offset }),
+        place().prop_map(|(group, topic, queue, offset)| Wild::Update { group, topic, queue, offset }),
         (0..4u32).prop_map(Wild::DropTopic),
         (0..3u8, 1..4u16).prop_map(|(name, queues)| Wild::PutTopic { name, queues }),
         (0..4u32).prop_map(Wild::DropGroup),
@@ -173,6 +175,11 @@ impl Pair {
             Wild::Reset { group, topic, queue, offset } => {
                 let (group, topic) = (GroupId(group), TopicId(topic));
                 Command::ResetOffset(ResetOffset { group, topic, queue: QueueId(queue), offset: QueueOffset(offset) })
+            }
+            Wild::Update { group, topic, queue, offset } => {
+                let (group, topic, queue, offset) =
+                    (GroupId(group), TopicId(topic), QueueId(queue), QueueOffset(offset));
+                Command::UpdateOffset(UpdateOffset { group, topic, queue, offset })
             }
             Wild::DropTopic(topic) => Command::DropTopic(DropTopic { topic: TopicId(topic) }),
             Wild::PutTopic { name, queues } => put_topic(name, queues),

@@ -25,7 +25,7 @@ use quorate_broker::machine::{
     Delays, Deliver, DropGroup, DropTopic, Effect, GiveBack, GroupId, HalfId, Handle, Machine, MessageGroup, PutGroup,
     PutTopic, QueueId, QueueOffset, Recall, Receive, ReceiveScanned, Record, Redrive, Refusal, Reply, ResetOffset,
     Resolution, Resolve, Retry, Scan, Send, SendDelayed, SendHalf, SendKey, Serial, StartAt, TopicId, TopicKind,
-    Verdict, Waiting, consumer, tag_hash,
+    UpdateOffset, Verdict, Waiting, consumer, tag_hash,
 };
 use quorate_proto::{
     names::{GroupName, TopicName},
@@ -241,6 +241,10 @@ impl Stage {
                 let (group, topic, queue, offset) = self.place(words)?;
                 Command::ResetOffset(ResetOffset { group, topic, queue, offset })
             }
+            "update" => {
+                let (group, topic, queue, offset) = self.place(words)?;
+                Command::UpdateOffset(UpdateOffset { group, topic, queue, offset })
+            }
             other => return Err(format!("unknown command {other}")),
         })
     }
@@ -419,6 +423,11 @@ impl Stage {
                     }
                     None => "none".to_owned(),
                 }
+            }
+            "place" => {
+                let (group, topic) = group_and_topic()?;
+                let place = machine.place(group, topic, QueueId(words.number_or("queue", 0)?));
+                place.map_or("none".to_owned(), |offset| format!("place {offset}"))
             }
             "queue" => {
                 let topic = self.topic(words.need("topic")?)?;

@@ -123,6 +123,12 @@ calls! {
     62 ShowDeadLetters -> DeadLetters by show_dead_letters, repeatable: true;
     // What was redriven is known; a repeat says so.
     63 RedriveDeadLetters -> RedrivenSome by redrive_dead_letters, repeatable: true;
+    // Reads only.
+    70 Pull -> Pulled by pull, repeatable: true, waits in wait_ms;
+    71 GetOffset -> Place by offset_of_group, repeatable: true;
+    // Putting a place where it stands changes nothing.
+    72 UpdateOffset -> Done by update_offset, repeatable: true;
+    73 QueryOffset -> Place by offset_of_queue, repeatable: true;
 }
 
 /// Store messages of one topic.
@@ -492,6 +498,95 @@ pub(crate) struct Delivered {
     pub invisible_ms: u64,
     #[prost(bytes = "bytes", tag = "7")]
     pub record: Bytes,
+}
+
+/// Read messages of a queue from an offset on, waiting for some up to `wait_ms`. Hands out nothing: whoever pulls keeps the books.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Pull {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(string, tag = "2")]
+    pub topic: String,
+    #[prost(uint32, tag = "3")]
+    pub queue: u32,
+    #[prost(uint64, tag = "4")]
+    pub offset: u64,
+    #[prost(uint32, tag = "5")]
+    pub max: u32,
+    #[prost(uint64, tag = "6")]
+    pub wait_ms: u64,
+    /// Which messages; all without one.
+    #[prost(message, optional, tag = "7")]
+    pub filter: Option<FilterText>,
+}
+
+/// What was read; nothing if there was nothing.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Pulled {
+    #[prost(message, repeated, tag = "1")]
+    pub messages: Vec<PulledOne>,
+    /// Where to go on.
+    #[prost(uint64, tag = "2")]
+    pub next_offset: u64,
+    /// What the queue holds, if the offset that was asked for lies outside of it. Nothing was read then.
+    #[prost(message, optional, tag = "3")]
+    pub out_of_range: Option<Range>,
+}
+
+/// One message as it stands in its queue.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct PulledOne {
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    /// Log time at which it was stored.
+    #[prost(uint64, tag = "2")]
+    pub stored_ms: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub record: Bytes,
+}
+
+/// Where a consumer group stands in a queue.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct GetOffset {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(string, tag = "2")]
+    pub topic: String,
+    #[prost(uint32, tag = "3")]
+    pub queue: u32,
+}
+
+/// An offset of a queue, if there is one to tell.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct Place {
+    #[prost(uint64, optional, tag = "1")]
+    pub offset: Option<u64>,
+}
+
+/// A consumer says how far its group is.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct UpdateOffset {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(string, tag = "2")]
+    pub topic: String,
+    #[prost(uint32, tag = "3")]
+    pub queue: u32,
+    #[prost(uint64, tag = "4")]
+    pub offset: u64,
+}
+
+/// An offset of a queue: its end, or without `end` its first message stored at `since_ms` or later, or without that its first one.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct QueryOffset {
+    #[prost(string, tag = "1")]
+    pub topic: String,
+    #[prost(uint32, tag = "2")]
+    pub queue: u32,
+    #[prost(bool, tag = "3")]
+    pub end: bool,
+    #[prost(uint64, optional, tag = "4")]
+    pub since_ms: Option<u64>,
 }
 
 /// These deliveries are done.

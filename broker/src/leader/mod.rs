@@ -18,6 +18,7 @@ mod messages;
 mod names;
 mod planner;
 pub(crate) mod propose;
+mod pull;
 pub(crate) mod pump;
 mod redrive;
 pub(crate) mod rescue;

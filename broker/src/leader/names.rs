@@ -184,11 +184,11 @@ pub(crate) fn kind_of(number: u32) -> TopicKind {
 }
 
 /// Names in calls were checked where the call came in; a name that is none is a topic nobody has.
-fn topic_name(name: &str) -> Result<TopicName, Refusal> {
+pub(super) fn topic_name(name: &str) -> Result<TopicName, Refusal> {
     TopicName::parse(name).map_err(|_| Refusal::TopicNotFound)
 }
 
-fn group_name(name: &str) -> Result<GroupName, Refusal> {
+pub(super) fn group_name(name: &str) -> Result<GroupName, Refusal> {
     GroupName::parse(name).map_err(|_| Refusal::GroupNotFound)
 }
 

@@ -42,8 +42,8 @@ impl Wanted {
     ///
     /// # Errors
     /// [`Failure::Filter`] if it cannot be read.
-    pub(super) fn parse(call: &Receive) -> Result<Self, Failure> {
-        let Some(FilterText { sql, text }) = &call.filter else {
+    pub(super) fn parse(filter: Option<&FilterText>) -> Result<Self, Failure> {
+        let Some(FilterText { sql, text }) = filter else {
             return Ok(Self { filter: Filter::All, expression: None });
         };
         let kind = if *sql { FilterKind::Sql } else { FilterKind::Tag };

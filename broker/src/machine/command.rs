@@ -65,6 +65,7 @@ const GIVE_BACK: u8 = 24;
 const PUT_GROUP_RETRY: u8 = 25;
 const RECEIVE_BY: u8 = 26;
 const RECEIVE_SCANNED_BY: u8 = 27;
+const UPDATE_OFFSET: u8 = 28;
 
 /// Longest client id of a consumer that is kept.
 const CONSUMER_BYTES_MAX: usize = 255;
@@ -103,6 +104,8 @@ pub enum Command {
     CommitOffset(CommitOffset),
     /// Continue at an offset, whatever was done.
     ResetOffset(ResetOffset),
+    /// A consumer says how far its group is.
+    UpdateOffset(UpdateOffset),
     /// Make or change a topic.
     PutTopic(PutTopic),
     /// Remove a topic and everything it holds.
@@ -392,6 +395,20 @@ pub struct ResetOffset {
     pub offset: QueueOffset,
 }
 
+/// Puts the group's place in a queue to `offset`, as a consumer asks for that keeps its own books: everything before is done. If that is
+/// back, everything from there on is not, and what is in flight in the queue is forgotten.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UpdateOffset {
+    /// The consumer group.
+    pub group: GroupId,
+    /// The topic.
+    pub topic: TopicId,
+    /// The queue.
+    pub queue: QueueId,
+    /// First offset that is not done.
+    pub offset: QueueOffset,
+}
+
 /// What messages a topic takes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum TopicKind {
@@ -567,7 +584,7 @@ impl Command {
             }
             Self::Ack(ack) => 1 + 4 + 4 + ack.entries.len() * Handle::BYTES,
             Self::ChangeInvisible(_) => 1 + 4 + Handle::BYTES + 8 + 1,
-            Self::CommitOffset(_) | Self::ResetOffset(_) => 1 + 4 + 4 + 2 + 8,
+            Self::CommitOffset(_) | Self::ResetOffset(_) | Self::UpdateOffset(_) => 1 + 4 + 4 + 2 + 8,
             Self::PutTopic(put) => 1 + 1 + put.name.as_str().len() + 2 + 1 + 1 + 1,
             Self::DropTopic(_) | Self::DropGroup(_) => 1 + 4,
             Self::PutGroup(put) => {
@@ -684,6 +701,10 @@ impl Command {
                 out.put_u8(RESET_OFFSET);
                 put_place(out, *group, *topic, *queue, *offset);
             }
+            Self::UpdateOffset(UpdateOffset { group, topic, queue, offset }) => {
+                out.put_u8(UPDATE_OFFSET);
+                put_place(out, *group, *topic, *queue, *offset);
+            }
             Self::PutTopic(put) => {
                 out.put_u8(PUT_TOPIC);
                 put_text(out, put.name.as_str());
@@ -736,6 +757,10 @@ impl Command {
             RESET_OFFSET => {
                 let (group, topic, queue, offset) = take_place(reader)?;
                 Self::ResetOffset(ResetOffset { group, topic, queue, offset })
+            }
+            UPDATE_OFFSET => {
+                let (group, topic, queue, offset) = take_place(reader)?;
+                Self::UpdateOffset(UpdateOffset { group, topic, queue, offset })
             }
             PUT_TOPIC => Self::PutTopic(PutTopic {
                 name: reader.text(TopicName::parse, "not a topic name")?,

@@ -33,7 +33,7 @@ use quorate_raft::Position;
 pub use command::{
     Ack, Batch, Carry, ChangeInvisible, Checked, Chosen, Command, CommitOffset, DeadLetter, Deliver, DropGroup,
     DropTopic, GiveBack, PutGroup, PutTopic, Recall, Receive, ReceiveScanned, Redrive, ResetOffset, Resolve, Scan,
-    Send, SendDelayed, SendHalf, StartAt, TopicKind, Verdict, Waiting, consumer,
+    Send, SendDelayed, SendHalf, StartAt, TopicKind, UpdateOffset, Verdict, Waiting, consumer,
 };
 pub use dedup::{DedupStats, SendKey};
 pub use effect::{Delivery, Effect, Refusal, Reply};
@@ -113,6 +113,7 @@ impl Machine {
             Command::ChangeInvisible(change) => self.change_invisible(&change, effects),
             Command::CommitOffset(commit) => self.commit_offset(&commit),
             Command::ResetOffset(reset) => self.reset_offset(&reset, effects),
+            Command::UpdateOffset(update) => self.update_offset(&update, effects),
             Command::PutTopic(put) => self.put_topic(&put, effects),
             Command::DropTopic(drop) => self.drop_topic(drop.topic, effects),
             Command::PutGroup(put) => self.groups.put(&put, self.now).map(|id| Reply::Group { id }),
@@ -397,6 +398,16 @@ impl Machine {
         Ok(Reply::Done)
     }
 
+    fn update_offset(&mut self, update: &UpdateOffset, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        let now = self.now;
+        let UpdateOffset { group, topic, queue, offset } = *update;
+        let went_back = self.subscription_at(group, topic, queue, offset)?.put_place(queue, offset.0, now);
+        if went_back {
+            effects.push(Effect::Visible { group, topic });
+        }
+        Ok(Reply::Done)
+    }
+
     /// The subscription in which `offset` is a place that progress can have.
     fn subscription_at(
         &mut self,
@@ -555,6 +566,15 @@ impl Machine {
     pub fn progress(&self, group: GroupId, topic: TopicId, queue: QueueId) -> Option<QueueProgress> {
         let (_, end) = self.queue_range(topic, queue)?;
         self.groups.by_id(group)?.subscription(topic)?.progress(queue, end.0)
+    }
+
+    /// Where a group stands in a queue, as a consumer sees it that keeps its own books: everything before is done. `None` if the group has
+    /// neither received from the topic nor said how far it is in any queue of it.
+    pub fn place(&self, group: GroupId, topic: TopicId, queue: QueueId) -> Option<QueueOffset> {
+        let (min, end) = self.queue_range(topic, queue)?;
+        let subscription = self.groups.by_id(group)?.subscription(topic)?;
+        // A queue that the topic has got since; see `Subscription::grow`.
+        Some(subscription.progress(queue, end.0).map_or(min, |progress| progress.committed))
     }
 
     /// The largest segment border that was crossed at `cutoff` or before: everything below it is older.

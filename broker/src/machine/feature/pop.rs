@@ -26,6 +26,7 @@
 mod attempts;
 mod last;
 mod order;
+mod place;
 mod scanned;
 
 use std::{
