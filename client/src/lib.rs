@@ -36,10 +36,12 @@ pub use admin::Admin;
 pub use backoff::Backoff;
 pub use client::Client;
 pub use config::{ClientConfig, Doors};
-pub use consumer::{ConsumerOptions, Filter, ReceiveOptions, SimpleConsumer};
+pub use consumer::{
+    ConsumerOptions, Filter, OffsetOf, PullConsumer, PullOptions, ReceiveOptions, SimpleConsumer, TopicQueue,
+};
 pub use error::{AckError, AdminError, CallError, ReceiveError, SendError, code_name};
 pub use group_hash::{queue_of_group, sip_hash_2_4};
-pub use message::{Delivery, Message, Resolution};
+pub use message::{Delivery, Message, PulledMessage, Resolution};
 pub use picker::{Fault, Picker};
 pub use producer::{CheckListener, Producer, Sent, Transaction};
 
