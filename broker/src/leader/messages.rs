@@ -139,7 +139,8 @@ impl Leader {
         let (topic, group) = (self.topic(&call.topic).await?, self.consumer_group(&call.group).await?);
         let lane = self.planner.lane(group.id, topic.id);
         let wanted = Wanted::parse(call.filter.as_ref())?;
-        wanted.note(&lane, call);
+        self.agree(&lane, &call.client_id, (&call.group, &call.topic), wanted.expression())?;
+        self.begin(topic.id, group.id).await?;
         if group.fifo || wanted.is_filter() {
             return self.receive_scanned(call, until, topic, group, &lane, &wanted).await;
         }

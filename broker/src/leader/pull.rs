@@ -21,7 +21,7 @@ use super::{
     scanned::Wanted,
 };
 use crate::{
-    machine::{self, Command, QueueId, QueueOffset, Refusal, Topic, TopicId},
+    machine::{self, Command, GroupId, QueueId, QueueOffset, Refusal, StartAt, Topic, TopicId},
     replica::{Found, Spot},
     scan::Look as _,
 };
@@ -37,9 +37,9 @@ const NEIGHBOURS: u64 = 8;
 
 /// A queue that a call names.
 #[derive(Clone, Copy)]
-struct Lane {
-    topic: TopicId,
-    queue: QueueId,
+pub(super) struct Lane {
+    pub topic: TopicId,
+    pub queue: QueueId,
 }
 
 /// What one look at a queue came to.
@@ -55,9 +55,10 @@ impl Leader {
     pub async fn pull(&self, call: &Pull) -> Result<Pulled, Failure> {
         let until = Instant::now() + Duration::from_millis(call.wait_ms);
         let topic = self.topic(&call.topic).await?;
-        self.consumer_group(&call.group).await?;
+        let group = self.consumer_group(&call.group).await?;
         let lane = self.lane_of(topic.id, call.queue)?;
         let wanted = Wanted::parse(call.filter.as_ref())?;
+        self.planner.lane(group.id, topic.id).note_pull(&call.client_id, wanted.expression(), Instant::now());
         let max = (call.max as usize).max(1);
         let mut leadership = self.group.leader();
         let (mut next, mut parked) = (call.offset, None);
@@ -178,6 +179,7 @@ impl Leader {
         let lane = self.lane_of(self.known_topic(&topic_name(&call.topic)?)?, call.queue)?;
         let group = self.consumer_group(&call.group).await?.id;
         let (topic, queue, offset) = (lane.topic, lane.queue, QueueOffset(call.offset));
+        self.begin(topic, group).await?;
         let update = machine::UpdateOffset { group, topic, queue, offset };
         self.propose_one(Command::UpdateOffset(update)).await.map(|_| Done {})
     }
@@ -195,36 +197,68 @@ impl Leader {
         Ok(Place { offset: Some(offset) })
     }
 
+    /// A group that begins at a time, and has not begun in a topic, begins there now. To be called before whatever else makes it begin.
+    pub(super) async fn begin(&self, topic: TopicId, group: GroupId) -> Result<(), Failure> {
+        let begins = self.shared.read(|machine| match machine.group_by_id(group)?.start() {
+            StartAt::Since(since) if !machine.is_subscribed(group, topic) => {
+                Some((since, machine.topic_by_id(topic)?.queues()))
+            }
+            StartAt::First | StartAt::Last | StartAt::Since(_) => None,
+        });
+        let Some((since, queues)) = begins else { return Ok(()) };
+        let mut places = Vec::with_capacity(usize::from(queues));
+        for queue in (0..queues).map(QueueId) {
+            let lane = Lane { topic, queue };
+            let offset = self.first_since(lane, self.range(lane)?, since).await?;
+            places.push((queue, QueueOffset(offset)));
+        }
+        self.propose_one(Command::Begin(machine::Begin { group, topic, places })).await.map(drop)
+    }
+
     /// The first message of a queue stored at `since` or later, or its end. Log time never goes back, so this is a search by halves.
-    async fn first_since(&self, lane: Lane, (min, end): (u64, u64), since: Timestamp) -> Result<u64, Failure> {
+    pub(super) async fn first_since(
+        &self,
+        lane: Lane,
+        (min, end): (u64, u64),
+        since: Timestamp,
+    ) -> Result<u64, Failure> {
         let (mut low, mut high) = (min, end);
         'search: while low < high {
             let middle = low + (high - low) / 2;
+            let mut unknown = None;
             for offset in low.max(middle.saturating_sub(NEIGHBOURS - 1))..=middle {
-                let record = self.stored_at(lane.topic, lane.queue, QueueOffset(offset)).await?;
-                // What retention has taken meanwhile is older than anything.
-                if record.is_some_and(|record| record.stored_at >= since) {
-                    high = offset;
-                    continue 'search;
+                match self.stored_at(lane.topic, lane.queue, QueueOffset(offset)).await {
+                    Ok(Some(record)) if record.stored_at >= since => {
+                        high = offset;
+                        continue 'search;
+                    }
+                    // What retention has taken meanwhile is older than anything.
+                    Ok(Some(_) | None) => {}
+                    Err(Failure::Unreadable(_)) => unknown = unknown.or(Some(offset)),
+                    Err(error) => return Err(error),
                 }
             }
-            low = middle + 1;
+            match unknown {
+                // Nobody can say how old it is: rather something twice than something never.
+                Some(offset) => high = offset,
+                None => low = middle + 1,
+            }
         }
         Ok(low)
     }
 
-    fn lane_of(&self, topic: TopicId, queue: u32) -> Result<Lane, Refusal> {
+    pub(super) fn lane_of(&self, topic: TopicId, queue: u32) -> Result<Lane, Refusal> {
         let queue = QueueId(u16::try_from(queue).map_err(|_| Refusal::QueueNotFound)?);
         let range = self.shared.read(|machine| machine.queue_range(topic, queue));
         range.map(|_| Lane { topic, queue }).ok_or(Refusal::QueueNotFound)
     }
 
-    fn range(&self, lane: Lane) -> Result<(u64, u64), Refusal> {
+    pub(super) fn range(&self, lane: Lane) -> Result<(u64, u64), Refusal> {
         let range = self.shared.read(|machine| machine.queue_range(lane.topic, lane.queue));
         range.map(|(min, end)| (min.0, end.0)).ok_or(Refusal::TopicNotFound)
     }
 
-    fn known_topic(&self, name: &TopicName) -> Result<TopicId, Refusal> {
+    pub(super) fn known_topic(&self, name: &TopicName) -> Result<TopicId, Refusal> {
         self.shared.read(|machine| machine.topic(name).map(Topic::id)).ok_or(Refusal::TopicNotFound)
     }
 }

@@ -216,6 +216,7 @@ impl Dispatch {
             | Failure::DelayTooLong { .. }
             | Failure::StillWaiting { .. }
             | Failure::Filter(_)
+            | Failure::FiltersDiffer { .. }
             | Failure::Retry(_)
             | Failure::NoDeadLetters
             | Failure::NoOrigin

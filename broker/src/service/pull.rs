@@ -100,15 +100,15 @@ impl Service {
         client: &Client,
         request: PullMessageRequest,
     ) -> Result<(calls::Pull, Option<Duration>), Fault> {
-        let client_id = client.id()?;
+        let client_id = client.id()?.to_owned();
         let (topic, queue) = validate::queue(request.message_queue.as_ref(), &client.namespace)?;
         let group = validate::group(request.group.as_ref(), &client.namespace)?.to_string();
         let offset = validate::offset(request.offset)?;
         let filter = validate::filter(request.filter_expression.as_ref())?;
         let max = u32::from(validate::batch_size(request.batch_size, &self.config.limits)?);
         let wait = validate::long_poll(request.long_polling_timeout.as_ref())?;
-        self.heard(client_id);
-        Ok((calls::Pull { group, topic: topic.to_string(), queue, offset, max, wait_ms: 0, filter }, wait))
+        self.heard(&client_id);
+        Ok((calls::Pull { group, topic: topic.to_string(), queue, offset, max, wait_ms: 0, filter, client_id }, wait))
     }
 
     /// Where a group stands in a queue; 40404 if it has not begun.

@@ -571,6 +571,27 @@ impl admin::broker_admin_server::BrokerAdmin for Voice {
         Ok(Response::new(admin::DeleteTopicResponse { code, message, ..Default::default() }))
     }
 
+    async fn describe_group(
+        &self,
+        r: Request<admin::DescribeGroupRequest>,
+    ) -> Result<Response<admin::DescribeGroupResponse>, Status> {
+        self.note("describe_group", &r);
+        let outcome = Some(outcome(&self.answer().await));
+        Ok(Response::new(admin::DescribeGroupResponse { outcome, now_ms: 7, ..Default::default() }))
+    }
+
+    async fn reset_offsets(
+        &self,
+        r: Request<admin::ResetOffsetsRequest>,
+    ) -> Result<Response<admin::ResetOffsetsResponse>, Status> {
+        self.note("reset_offsets", &r);
+        let outcome = Some(outcome(&self.answer().await));
+        let queue =
+            |place: admin::ResetPlace| admin::ResetQueue { id: place.queue, to: place.offset, ..Default::default() };
+        let queues = r.into_inner().places.into_iter().map(queue).collect();
+        Ok(Response::new(admin::ResetOffsetsResponse { outcome, queues }))
+    }
+
     async fn describe_topic(
         &self,
         r: Request<admin::DescribeTopicRequest>,
