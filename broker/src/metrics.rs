@@ -120,7 +120,7 @@ metrics! {
     rolled_back: Counter = "rocketmq_rollback_messages_total",
     /// Dead letters that this leader stored in a topic again.
     redriven: Counter = "quorate_broker_dead_letters_redriven_total",
-    /// Receives that wait for messages on this node.
+    /// Receives and pulls that wait for messages on this node.
     parked: Gauge = "quorate_broker_receives_parked",
     /// Client connections open now.
     connections: Gauge = "quorate_broker_client_connections",

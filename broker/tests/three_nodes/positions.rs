@@ -181,6 +181,55 @@ async fn a_reset_says_what_it_means_does_it_once_and_ends_receipts_of_what_comes
     assert_eq!(state(&mut operator).await.queues[0].committed, 6);
 }
 
+/// What a group that orders or filters has read ahead is of no use after a reset.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_wants_order_and_one_that_filters_begin_anew_where_they_are_put() {
+    let cluster = cluster().await;
+    let follower = cluster.followers().await[0];
+    let (mut client, mut operator) = (cluster.client(follower), operator(&cluster, follower));
+    let ordered = ConsumerGroup { name: "ordered".into(), fifo: true, ..ConsumerGroup::default() };
+    assert_eq!(create(&mut operator, ordered, false).await, 20000);
+    let lane = |id: u32| {
+        let mut message = message(id);
+        let system = message.system_properties.as_mut().expect("set");
+        system.message_group = Some(format!("lane {}", id % 2));
+        system.tag = Some(if id.is_multiple_of(3) { "third" } else { "other" }.into());
+        message
+    };
+    assert_eq!(send(&mut client, (0..6).map(lane).collect()).await.0, 20000);
+    let filter = FilterExpression { r#type: FilterType::Tag as i32, expression: "third".into() };
+    let of = |group: &str, filter: &Option<FilterExpression>| ReceiveMessageRequest {
+        group: named(group),
+        filter_expression: filter.clone(),
+        ..receive_request(32, 3000)
+    };
+    for (group, filter, all) in [
+        ("ordered", None, &["body 0", "body 1", "body 2", "body 3", "body 4", "body 5"][..]),
+        ("filters", Some(filter), &["body 0", "body 3"]),
+    ] {
+        for _ in 0..2 {
+            let stream = client.receive_message(request(of(group, &filter), Duration::from_secs(6))).await;
+            let mut stream = stream.expect("headers come at once").into_inner();
+            let mut messages = Vec::new();
+            while let Some(item) = stream.message().await.expect("no error") {
+                if let Some(Content::Message(message)) = item.content {
+                    assert_eq!(message.system_properties.as_ref().expect("set").delivery_attempt, Some(1));
+                    messages.push(message);
+                }
+            }
+            assert_eq!(bodies(&messages), all, "{group}");
+            let wanted = ResetOffsetsRequest {
+                group: group.into(),
+                topic: "t".into(),
+                to: StartAt::First.into(),
+                ..ResetOffsetsRequest::default()
+            };
+            let (code, queues) = ask(&mut operator, wanted).await;
+            assert_eq!((code, queues[0].to, queues[0].forgotten), (20000, 0, all.len() as u64));
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_group_begins_at_the_first_or_the_last_message_or_at_a_time_whoever_leads() {
     let mut cluster = cluster().await;

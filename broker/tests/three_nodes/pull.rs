@@ -1,8 +1,9 @@
 //! Consumers that pull, through whole nodes: what each node shows, places that outlive a leader, and every answer that is not a message.
 
 use quorate_proto::v2::{
-    FilterExpression, FilterType, GetOffsetRequest, PullMessageRequest, QueryOffsetPolicy, QueryOffsetRequest,
-    UpdateOffsetRequest, pull_message_response::Content as Pulled,
+    EndTransactionRequest, FilterExpression, FilterType, GetOffsetRequest, MessageType, PullMessageRequest,
+    QueryOffsetPolicy, QueryOffsetRequest, TransactionResolution, UpdateOffsetRequest,
+    pull_message_response::Content as Pulled,
 };
 
 use super::*;
@@ -231,4 +232,42 @@ async fn a_queue_tells_its_beginning_its_end_and_the_first_message_of_a_time() {
     assert_eq!(ask(&mut client, queue("t", 0), by_time, Some(never)).await, (20000, 20));
     let long_ago = prost_types::Timestamp { seconds: -1, nanos: 0 };
     assert_eq!(ask(&mut client, queue("t", 0), by_time, Some(long_ago)).await, (20000, 0));
+}
+
+/// A search by halves meets the message that was a half one first, and must not take its neighbours for as old.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_waited_as_a_half_one_hides_none_that_is_younger_from_a_search_by_time() {
+    let cluster = Cluster::start(|config| config.topics.auto_create_queues = 1).await;
+    let mut client = cluster.client(cluster.followers().await[0]);
+    let mut half = message(100);
+    half.system_properties.as_mut().expect("set").message_type = MessageType::Transaction as i32;
+    let (_, sent) = send(&mut client, vec![half]).await;
+    let stored = |message: &Message| message.system_properties.as_ref().expect("set").store_timestamp.expect("set");
+    // So long that the half message is older by log time.
+    let mut count = 0;
+    let (first, since) = loop {
+        assert_eq!(send(&mut client, vec![message(count)]).await.0, 20000);
+        count += 1;
+        let all = pull(&mut client, pull_request(0, 1024, 0)).await.1;
+        let (oldest, newest) = (stored(&all[0]), stored(all.last().expect("sent")));
+        if (newest.seconds, newest.nanos) > (oldest.seconds, oldest.nanos) {
+            break (i64::from(count) - 1, newest);
+        }
+    };
+    let end = EndTransactionRequest {
+        topic: named("t"),
+        transaction_id: sent[0].transaction_id.clone(),
+        resolution: TransactionResolution::Commit as i32,
+        ..EndTransactionRequest::default()
+    };
+    let ended = client.end_transaction(request(end, Duration::from_secs(3))).await.expect("in-band").into_inner();
+    assert_eq!(ended.status.expect("set").code, 20000);
+    // As many behind it as there are before: the search begins at the one that looks old.
+    assert_eq!(send(&mut client, (500..500 + count).map(message).collect()).await.0, 20000);
+    let all = pull(&mut client, pull_request(0, 1024, 0)).await.1;
+    assert_eq!(bodies(&all)[count as usize], "body 100");
+    let at = |offset: i64| stored(&all[offset as usize]);
+    assert!((at(count.into()).seconds, at(count.into()).nanos) < (since.seconds, since.nanos), "it looks old");
+    let by_time = QueryOffsetPolicy::Timestamp as i32;
+    assert_eq!(ask(&mut client, queue("t", 0), by_time, Some(since)).await, (20000, first));
 }
