@@ -95,6 +95,24 @@ impl Pair {
         pair
     }
 
+    /// Each message that a group has not done counts once, whatever happened before.
+    fn check_lag(&self) {
+        let machine = &self.straight;
+        for group in machine.groups() {
+            for topic in group.topics() {
+                let queues = machine.topic_by_id(topic).expect("progress goes with its topic").queues();
+                for queue in (0..queues).map(QueueId) {
+                    let place = (group.id(), topic, queue);
+                    let lag = machine.lag(place.0, place.1, place.2, self.now).expect("it has begun");
+                    let counted = lag.ready + lag.waiting + lag.in_flight;
+                    if let Some(progress) = machine.progress(place.0, place.1, place.2) {
+                        assert_eq!(counted, progress.behind + progress.in_flight, "{place:?} {lag:?} {progress:?}");
+                    }
+                }
+            }
+        }
+    }
+
     fn apply(&mut self, command: Command) -> Reply {
         let payload = Batch { now: self.now, commands: vec![command] }.encode();
         let position = Position(self.position);
@@ -108,6 +126,7 @@ impl Pair {
             replies.push(reply);
         }
         assert_eq!(effects.0, effects.1);
+        self.check_lag();
         let reply = replies.pop().expect("one command, one reply");
         match &reply {
             Reply::Received { deliveries } => self.handles.extend(deliveries.iter().map(|delivery| delivery.handle)),

@@ -271,3 +271,39 @@ async fn a_message_that_waited_as_a_half_one_hides_none_that_is_younger_from_a_s
     let by_time = QueryOffsetPolicy::Timestamp as i32;
     assert_eq!(ask(&mut client, queue("t", 0), by_time, Some(since)).await, (20000, first));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_that_retention_passes_moves_with_it_and_a_pull_below_is_told_where_the_queue_begins() {
+    let cluster = Cluster::start(|config| {
+        config.topics.auto_create_queues = 1;
+        config.storage.segment_bytes = 2 << 20;
+        config.limits.message_bytes_max = 100 << 10;
+        config.limits.batch_bytes_max = 100 << 10;
+        config.retention.log_bytes_max = 4 << 20;
+    })
+    .await;
+    let mut client = cluster.client(cluster.followers().await[0]);
+    assert_eq!(send(&mut client, vec![message(0), message(1)]).await.0, 20000);
+    assert_eq!(update(&mut client, "pullers", queue("t", 0), 1).await, 20000);
+    let large = |id: u32| Message { body: vec![b'.'; 64 << 10].into(), ..message(id) };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut id = 2;
+    let min = loop {
+        assert_eq!(send(&mut client, vec![large(id)]).await.0, 20000);
+        id += 1;
+        let (code, min) = ask(&mut client, queue("t", 0), QueryOffsetPolicy::Beginning as i32, None).await;
+        assert_eq!(code, 20000);
+        if min > 1 {
+            break min;
+        }
+        assert!(Instant::now() < deadline, "retention took nothing");
+    };
+    let (code, messages, next) = pull(&mut client, pull_request(0, 32, 20_000)).await;
+    let next = next.expect("the nearest one that is kept");
+    assert!(code == 40019 && messages.is_empty() && next >= min, "{code} {next}");
+    assert_eq!(update(&mut client, "pullers", queue("t", 0), 0).await, 40019);
+    let (code, place) = place(&mut client, "pullers", queue("t", 0)).await;
+    assert!(code == 20000 && place >= next, "the group stands at {place}, and the queue begins at {next}");
+    let (code, messages, _) = pull(&mut client, pull_request(place, 1, 0)).await;
+    assert_eq!((code, offsets(&messages)), (20000, vec![place]));
+}
