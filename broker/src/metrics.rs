@@ -120,7 +120,7 @@ metrics! {
     rolled_back: Counter = "rocketmq_rollback_messages_total",
     /// Dead letters that this leader stored in a topic again.
     redriven: Counter = "quorate_broker_dead_letters_redriven_total",
-    /// Receives that wait for messages on this node.
+    /// Receives and pulls that wait for messages on this node.
     parked: Gauge = "quorate_broker_receives_parked",
     /// Client connections open now.
     connections: Gauge = "quorate_broker_client_connections",
@@ -283,7 +283,7 @@ impl Outcomes {
 }
 
 /// Methods whose latency is told apart; the last stands for all others.
-const METHODS: [&str; 16] = [
+const METHODS: [&str; 17] = [
     "QueryRoute",
     "Heartbeat",
     "SendMessage",
@@ -291,6 +291,7 @@ const METHODS: [&str; 16] = [
     "ReceiveMessage",
     "AckMessage",
     "ForwardMessageToDeadLetterQueue",
+    "PullMessage",
     "UpdateOffset",
     "GetOffset",
     "QueryOffset",
@@ -347,6 +348,8 @@ pub(crate) struct Detail {
     pub batch_bytes: Histogram,
     pub sends: Outcomes,
     pub receives: Outcomes,
+    /// What came of pulls.
+    pub pulls: Outcomes,
     pub latencies: Latencies,
     pub message_size: Histogram,
     pub traffic: Traffic,
@@ -360,6 +363,7 @@ impl Default for Detail {
             batch_bytes: Histogram::of(&SIZES),
             sends: Outcomes::default(),
             receives: Outcomes::default(),
+            pulls: Outcomes::default(),
             latencies: Latencies::default(),
             message_size: Histogram::of(&SIZES),
             traffic: Traffic::default(),
@@ -378,6 +382,7 @@ impl Metrics {
         });
         let losing = detail.losing.lock().unwrap_or_else(PoisonError::into_inner);
         let calls = detail.sends.read("SendMessage").chain(detail.receives.read("ReceiveMessage"));
+        let calls = calls.chain(detail.pulls.read("PullMessage"));
         let spread = [
             BATCH_COMMANDS.spreads(&detail.batch_commands),
             BATCH_BYTES.spreads(&detail.batch_bytes),

@@ -253,10 +253,10 @@ impl Replica {
 
     fn carry_out(&mut self) {
         let inner = &self.shared.inner;
-        let mut appended = BTreeMap::<TopicId, usize>::new();
+        let mut appended = BTreeMap::<TopicId, BTreeMap<QueueId, usize>>::new();
         inner.queues.append(self.effects.iter().filter_map(|effect| match *effect {
             Effect::Append { topic, queue, offset, pointer } => {
-                *appended.entry(topic).or_default() += 1;
+                *appended.entry(topic).or_default().entry(queue).or_default() += 1;
                 Some(Append { spot: Spot { topic, queue, offset }, pointer })
             }
             Effect::Visible { .. }
@@ -282,8 +282,11 @@ impl Replica {
                 }
             }
         }
-        for (topic, count) in appended {
-            inner.waiters.appended(topic, count);
+        for (topic, queues) in appended {
+            inner.waiters.appended(topic, queues.values().sum());
+            for queue in queues.into_keys() {
+                inner.waiters.appended_to(topic, queue);
+            }
         }
     }
 

@@ -10,6 +10,7 @@
 //!   wait(topic, group) ──▶ Waiter (a future, once)        [(topic, group)] ─▶ oldest … newest
 //!   appended(topic, n) ──▶ wakes min(n, waiting) per group
 //! ```
+//! Pulls wait for a queue and share nothing: when something arrives in it, all of them wake.
 //! Only the leader has waiting receives, so on the other nodes waking finds an empty map. May wake for nothing.
 
 use std::{
@@ -26,7 +27,7 @@ use std::{
 use quorate_proto::time::Timestamp;
 use tokio::sync::{Notify, watch};
 
-use crate::machine::{GroupId, TopicId};
+use crate::machine::{GroupId, QueueId, TopicId};
 
 /// Long polls that wait for something to hand out. Cheap to clone.
 #[derive(Clone)]
@@ -47,7 +48,14 @@ struct Alarm {
     ring: Notify,
 }
 
-type Line = (TopicId, GroupId);
+/// What is waited for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Line {
+    /// Something for one of a group's receives.
+    Group(TopicId, GroupId),
+    /// Something in a queue, for everybody who pulls from it.
+    Queue(TopicId, QueueId),
+}
 
 #[derive(Default)]
 struct Waiting {
@@ -82,7 +90,15 @@ impl Waiters {
     /// Waits for something new for `group` in `topic`. Registered when this returns: look for messages afterwards, then
     /// await. Make a new one for every round.
     pub fn wait(&self, topic: TopicId, group: GroupId) -> Waiter {
-        let line = (topic, group);
+        self.wait_in(Line::Group(topic, group))
+    }
+
+    /// The same for something new in a queue, whoever else waits for it.
+    pub fn wait_for_queue(&self, topic: TopicId, queue: QueueId) -> Waiter {
+        self.wait_in(Line::Queue(topic, queue))
+    }
+
+    fn wait_in(&self, line: Line) -> Waiter {
         let mut waiting = self.inner.lock();
         let ticket = waiting.next;
         waiting.next += 1;
@@ -119,17 +135,23 @@ impl Waiters {
 
     /// Wakes every waiting receive, so that it looks again at the world: leadership was lost, or the node stops.
     pub fn wake_all(&self) {
-        self.inner.wake((TopicId(0), GroupId(0)), (TopicId(u32::MAX), GroupId(u32::MAX)), usize::MAX);
+        let first = Line::Group(TopicId(0), GroupId(0));
+        self.inner.wake(first, Line::Queue(TopicId(u32::MAX), QueueId(u16::MAX)), usize::MAX);
     }
 
     /// `count` messages came into `topic`.
     pub(crate) fn appended(&self, topic: TopicId, count: usize) {
-        self.inner.wake((topic, GroupId(0)), (topic, GroupId(u32::MAX)), count);
+        self.inner.wake(Line::Group(topic, GroupId(0)), Line::Group(topic, GroupId(u32::MAX)), count);
+    }
+
+    /// Something came into a queue.
+    pub(crate) fn appended_to(&self, topic: TopicId, queue: QueueId) {
+        self.inner.wake(Line::Queue(topic, queue), Line::Queue(topic, queue), usize::MAX);
     }
 
     /// Something became visible to one group in another way, or sooner than it was going to.
     pub(crate) fn visible(&self, topic: TopicId, group: GroupId) {
-        self.inner.wake((topic, group), (topic, group), 1);
+        self.inner.wake(Line::Group(topic, group), Line::Group(topic, group), 1);
     }
 
     /// Something becomes ready at this time, by log time.
@@ -285,6 +307,26 @@ mod tests {
         drop(all);
         let waiting = waiters.inner.lock();
         assert!(waiting.lines.is_empty() && waiting.tickets.is_empty());
+    }
+
+    #[test]
+    fn everybody_who_pulls_from_a_queue_is_told_and_nobody_is_told_for_another_s_sake() {
+        const Q: QueueId = QueueId(3);
+        let waiters = Waiters::new();
+        let mut pulls = [
+            waiters.wait_for_queue(T, Q),
+            waiters.wait_for_queue(T, Q),
+            waiters.wait_for_queue(T, QueueId(4)),
+            waiters.wait_for_queue(TopicId(2), Q),
+            waiters.wait(T, G),
+        ];
+        waiters.appended_to(T, Q);
+        assert_eq!(woken(&mut pulls), [true, true, false, false, false]);
+        waiters.appended(T, 9);
+        assert!((&mut pulls[2]).now_or_never().is_none(), "a receive's message");
+        assert!((&mut pulls[4]).now_or_never().is_some());
+        waiters.wake_all();
+        assert!((&mut pulls[2]).now_or_never().is_some() && (&mut pulls[3]).now_or_never().is_some());
     }
 
     #[test]

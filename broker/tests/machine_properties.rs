@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use quorate_broker::machine::{
     Ack, AttemptKey, Batch, ChangeInvisible, Command, CommitOffset, Delivery, DropGroup, DropTopic, Effect, GroupId,
     Handle, Machine, PutGroup, PutTopic, QueueId, QueueOffset, Receive, Reply, ResetOffset, Send, SendKey, StartAt,
-    TopicId, TopicKind,
+    TopicId, TopicKind, UpdateOffset,
 };
 use quorate_proto::{
     names::{GroupName, TopicName},
@@ -32,6 +32,7 @@ enum Step {
 enum Wild {
     Commit { group: u32, topic: u32, queue: u16, offset: u64 },
     Reset { group: u32, topic: u32, queue: u16, offset: u64 },
+    Update { group: u32, topic: u32, queue: u16, offset: u64 },
     DropTopic(u32),
     PutTopic { name: u8, queues: u16 },
     DropGroup(u32),
@@ -58,6 +59,7 @@ fn wild_step() -> impl Strategy<Value = Step> {
     let wild = prop_oneof![
         place().prop_map(|(group, topic, queue, offset)| Wild::Commit { group, topic, queue, offset }),
         place().prop_map(|(group, topic, queue, offset)| Wild::Reset { group, topic, queue, offset }),
+        place().prop_map(|(group, topic, queue, offset)| Wild::Update { group, topic, queue, offset }),
         (0..4u32).prop_map(Wild::DropTopic),
         (0..3u8, 1..4u16).prop_map(|(name, queues)| Wild::PutTopic { name, queues }),
         (0..4u32).prop_map(Wild::DropGroup),
@@ -93,6 +95,24 @@ impl Pair {
         pair
     }
 
+    /// Each message that a group has not done counts once, whatever happened before.
+    fn check_lag(&self) {
+        let machine = &self.straight;
+        for group in machine.groups() {
+            for topic in group.topics() {
+                let queues = machine.topic_by_id(topic).expect("progress goes with its topic").queues();
+                for queue in (0..queues).map(QueueId) {
+                    let place = (group.id(), topic, queue);
+                    let lag = machine.lag(place.0, place.1, place.2, self.now).expect("it has begun");
+                    let counted = lag.ready + lag.waiting + lag.in_flight;
+                    if let Some(progress) = machine.progress(place.0, place.1, place.2) {
+                        assert_eq!(counted, progress.behind + progress.in_flight, "{place:?} {lag:?} {progress:?}");
+                    }
+                }
+            }
+        }
+    }
+
     fn apply(&mut self, command: Command) -> Reply {
         let payload = Batch { now: self.now, commands: vec![command] }.encode();
         let position = Position(self.position);
@@ -106,6 +126,7 @@ impl Pair {
             replies.push(reply);
         }
         assert_eq!(effects.0, effects.1);
+        self.check_lag();
         let reply = replies.pop().expect("one command, one reply");
         match &reply {
             Reply::Received { deliveries } => self.handles.extend(deliveries.iter().map(|delivery| delivery.handle)),
@@ -173,6 +194,11 @@ impl Pair {
             Wild::Reset { group, topic, queue, offset } => {
                 let (group, topic) = (GroupId(group), TopicId(topic));
                 Command::ResetOffset(ResetOffset { group, topic, queue: QueueId(queue), offset: QueueOffset(offset) })
+            }
+            Wild::Update { group, topic, queue, offset } => {
+                let (group, topic, queue, offset) =
+                    (GroupId(group), TopicId(topic), QueueId(queue), QueueOffset(offset));
+                Command::UpdateOffset(UpdateOffset { group, topic, queue, offset })
             }
             Wild::DropTopic(topic) => Command::DropTopic(DropTopic { topic: TopicId(topic) }),
             Wild::PutTopic { name, queues } => put_topic(name, queues),

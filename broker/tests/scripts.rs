@@ -21,11 +21,11 @@ use std::{
 };
 
 use quorate_broker::machine::{
-    Ack, AttemptKey, Batch, Carry, ChangeInvisible, Checked, Chosen, Command, CommitOffset, DeadLetter, DelayId,
+    Ack, AttemptKey, Batch, Begin, Carry, ChangeInvisible, Checked, Chosen, Command, CommitOffset, DeadLetter, DelayId,
     Delays, Deliver, DropGroup, DropTopic, Effect, GiveBack, GroupId, HalfId, Handle, Machine, MessageGroup, PutGroup,
     PutTopic, QueueId, QueueOffset, Recall, Receive, ReceiveScanned, Record, Redrive, Refusal, Reply, ResetOffset,
     Resolution, Resolve, Retry, Scan, Send, SendDelayed, SendHalf, SendKey, Serial, StartAt, TopicId, TopicKind,
-    Verdict, Waiting, consumer, tag_hash,
+    UpdateOffset, Verdict, Waiting, consumer, tag_hash,
 };
 use quorate_proto::{
     names::{GroupName, TopicName},
@@ -154,7 +154,11 @@ impl Stage {
             "group" => Command::PutGroup(PutGroup {
                 name: GroupName::parse(words.plain(0)?).map_err(|error| error.to_string())?,
                 fifo: words.flag("fifo"),
-                start: if words.value("start") == Some("last") { StartAt::Last } else { StartAt::First },
+                start: match words.value("start") {
+                    None | Some("first") => StartAt::First,
+                    Some("last") => StartAt::Last,
+                    Some(time) => StartAt::Since(Timestamp(millis(time)?)),
+                },
                 auto: words.flag("auto"),
                 replace: words.flag("replace"),
                 retry: match words.number_or("attempts", 0)? {
@@ -241,6 +245,15 @@ impl Stage {
                 let (group, topic, queue, offset) = self.place(words)?;
                 Command::ResetOffset(ResetOffset { group, topic, queue, offset })
             }
+            "update" => {
+                let (group, topic, queue, offset) = self.place(words)?;
+                Command::UpdateOffset(UpdateOffset { group, topic, queue, offset })
+            }
+            "begin" => Command::Begin(Begin {
+                group: self.group(words.need("group")?)?,
+                topic: self.topic(words.need("topic")?)?,
+                places: words.values("at").map(queue_and_offset).collect::<Result<_, _>>()?,
+            }),
             other => return Err(format!("unknown command {other}")),
         })
     }
@@ -419,6 +432,27 @@ impl Stage {
                     }
                     None => "none".to_owned(),
                 }
+            }
+            "lag" => {
+                let (group, topic) = group_and_topic()?;
+                let queue = QueueId(words.number_or("queue", 0)?);
+                let dead = machine.dead(group, topic, queue);
+                let delayed = machine.delayed_by_queue(|of| of == topic).get(&(topic, queue)).copied().unwrap_or(0);
+                machine.lag(group, topic, queue, now).map_or("none".to_owned(), |lag| {
+                    let (ready, waiting, in_flight) = (lag.ready, lag.waiting, lag.in_flight);
+                    format!("ready={ready} waiting={waiting} in-flight={in_flight} delayed={delayed} dead={dead}")
+                })
+            }
+            "move" => {
+                let (group, topic, queue, offset) = self.place(words)?;
+                machine.move_to(group, topic, queue, offset).map_or("none".to_owned(), |to| {
+                    format!("skipped={} again={} forgotten={}", to.skipped, to.again, to.forgotten)
+                })
+            }
+            "place" => {
+                let (group, topic) = group_and_topic()?;
+                let place = machine.place(group, topic, QueueId(words.number_or("queue", 0)?));
+                place.map_or("none".to_owned(), |offset| format!("place {offset}"))
             }
             "queue" => {
                 let topic = self.topic(words.need("topic")?)?;

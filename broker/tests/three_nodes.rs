@@ -38,6 +38,10 @@ mod dead_letters;
 mod full_disk;
 #[path = "three_nodes/order_and_filters.rs"]
 mod order_and_filters;
+#[path = "three_nodes/positions.rs"]
+mod positions;
+#[path = "three_nodes/pull.rs"]
+mod pull;
 #[path = "three_nodes/transactions.rs"]
 mod transactions;
 

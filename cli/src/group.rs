@@ -7,10 +7,14 @@ use quorate_broker::{
     config::units::{format_duration, parse_duration},
     machine::{Delays, Retry as Checked},
 };
-use quorate_client::{Admin, AdminError, ConsumerGroup, ExponentialDelays, Retry};
+use quorate_client::{Admin, AdminError, ConsumerGroup, ExponentialDelays, Retry, StartAt};
 use serde_json::{Value, json};
 
-use crate::output::{Answer, utc};
+use crate::{
+    moment::{Moment, parse_moment},
+    output::{Answer, utc},
+    position::{self, Reset},
+};
 
 /// What to do with consumer groups.
 #[derive(Debug, Subcommand)]
@@ -29,17 +33,55 @@ pub enum GroupCommand {
         /// exponential:FIRST,LONGEST,FACTOR [default: ladder, with --fifo ladder:3s]
         #[arg(long, value_parser = parse_delays)]
         retry: Option<Delays>,
+        /// Where it begins in a topic that it has never received from: first, last, or the first message stored at a time or later, which is
+        /// 2h (ago) or 2026-11-24T22:13:20 (UTC) [default: groups.start of the brokers, first unless changed]
+        #[arg(long, value_name = "first|last|TIME", value_parser = parse_from)]
+        from: Option<Begin>,
         /// Change the group if it exists with other settings; its progress stays
         #[arg(long)]
         replace: bool,
     },
     /// List all consumer groups
     List,
+    /// Show where a consumer group stands in each queue, what it has not done, and who consumes
+    Describe {
+        /// The consumer group
+        name: String,
+    },
+    /// Continue somewhere else in a topic; what consumers hold in those queues comes again, and their receipts stop working
+    ResetOffset(Reset),
     /// Delete a consumer group with its progress
     Delete {
         /// The consumer group
         name: String,
     },
+}
+
+/// Where a group begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    First,
+    Last,
+    Since(Moment),
+}
+
+fn parse_from(text: &str) -> Result<Begin, String> {
+    match text {
+        "first" => Ok(Begin::First),
+        "last" => Ok(Begin::Last),
+        text => parse_moment(text).map(Begin::Since).map_err(|error| format!("{error}, or first, or last")),
+    }
+}
+
+impl Begin {
+    fn wire(this: Option<Self>) -> (StartAt, i64) {
+        match this {
+            None => (StartAt::Unspecified, 0),
+            Some(Self::First) => (StartAt::First, 0),
+            Some(Self::Last) => (StartAt::Last, 0),
+            Some(Self::Since(moment)) => (StartAt::Since, moment.ms()),
+        }
+    }
 }
 
 impl GroupCommand {
@@ -48,6 +90,8 @@ impl GroupCommand {
         match self {
             Self::Create { name, .. } => format!("consumer group {name} was not created"),
             Self::List => "the consumer groups cannot be listed".to_owned(),
+            Self::Describe { name } => format!("consumer group {name} cannot be described"),
+            Self::ResetOffset(reset) => format!("consumer group {} was not moved", reset.group),
             Self::Delete { name } => format!("consumer group {name} was not deleted"),
         }
     }
@@ -55,15 +99,19 @@ impl GroupCommand {
     /// Does it.
     pub async fn run(&self, admin: &Admin) -> Result<Answer, AdminError> {
         match self {
-            Self::Create { name, fifo, max_attempts, retry, replace } => {
+            Self::Create { name, fifo, max_attempts, retry, from, replace } => {
                 let wish = (max_attempts.is_some() || retry.is_some()).then(|| wish(*max_attempts, retry.as_ref()));
-                let group = ConsumerGroup { name: name.clone(), fifo: *fifo, created_ms: 0, retry: wish };
+                let (start, start_ms) = Begin::wire(*from);
+                let (name, fifo, start) = (name.clone(), *fifo, start.into());
+                let group = ConsumerGroup { name: name.clone(), fifo, created_ms: 0, retry: wish, start, start_ms };
                 admin.put_group(group, *replace).await?;
                 let mut groups = admin.list_groups().await?;
-                groups.retain(|group| group.name == *name);
+                groups.retain(|group| group.name == name);
                 Ok(list(&groups))
             }
             Self::List => Ok(list(&admin.list_groups().await?)),
+            Self::Describe { name } => position::describe(admin, name).await,
+            Self::ResetOffset(reset) => reset.run(admin).await,
             Self::Delete { name } => {
                 admin.delete_group(name).await?;
                 Ok(Answer { header: vec!["DELETED"], rows: vec![vec![name.clone()]], json: json!({ "deleted": name }) })
@@ -134,7 +182,8 @@ fn list(groups: &[ConsumerGroup]) -> Answer {
     let row = |group: &ConsumerGroup| {
         let attempts = group.retry.as_ref().map(|retry| retry.max_attempts.to_string()).unwrap_or_default();
         let delays = group.retry.as_ref().map(retry).unwrap_or_default();
-        vec![group.name.clone(), order(group).to_owned(), attempts, delays, utc(group.created_ms)]
+        let from = position::start(group.start(), group.start_ms);
+        vec![group.name.clone(), order(group).to_owned(), attempts, delays, from, utc(group.created_ms)]
     };
     let object = |group: &ConsumerGroup| -> Value {
         json!({
@@ -143,10 +192,11 @@ fn list(groups: &[ConsumerGroup]) -> Answer {
             "created_ms": group.created_ms,
             "max_attempts": group.retry.as_ref().map(|retry| retry.max_attempts),
             "retry": group.retry.as_ref().map(retry),
+            "from": position::start(group.start(), group.start_ms),
         })
     };
     Answer {
-        header: vec!["GROUP", "ORDER", "ATTEMPTS", "RETRY", "CREATED (UTC)"],
+        header: vec!["GROUP", "ORDER", "ATTEMPTS", "RETRY", "FROM", "CREATED (UTC)"],
         rows: groups.iter().map(row).collect(),
         json: groups.iter().map(object).collect(),
     }
@@ -164,6 +214,15 @@ mod tests {
         }
         assert_eq!(parse_delays("exponential"), Ok(Delays::exponential()));
         assert_eq!(retry(&wish(None, Some(&Delays::exponential()))), "exponential:5s,2h,2");
+    }
+
+    #[test]
+    fn a_group_begins_at_the_first_or_last_message_or_at_a_time() {
+        let wire = |text| Begin::wire(Some(parse_from(text).expect("legal")));
+        assert_eq!((wire("first"), wire("last")), ((StartAt::First, 0), (StartAt::Last, 0)));
+        let (start, ms) = wire("2026-11-24T22:13:20");
+        assert_eq!(position::start(start, ms), "2026-11-24T22:13:20");
+        assert!(parse_from("middle").expect_err("no start").contains("or first, or last"));
     }
 
     #[test]

@@ -117,6 +117,11 @@ fn numbers_that_make_no_sense_are_wrong_usage_with_the_range() {
         (&["dlq", "redrive", "g", "--rate", "0"], "1..=100000"),
         (&["dlq", "redrive", "g", "--max", "0"], "1.."),
         (&["dlq", "show", "g", "--since", "yesterday"], "yesterday"),
+        (&["group", "create", "g", "--from", "middle"], "or first, or last"),
+        (&["group", "reset-offset", "g", "--topic", "t"], "--to-time"),
+        (&["group", "reset-offset", "g", "--topic", "t", "--first", "--last"], "cannot be used with"),
+        (&["group", "reset-offset", "g", "--topic", "t", "--to-offset", "5"], "QUEUE=OFFSET"),
+        (&["group", "reset-offset", "g", "--topic", "t", "--to-time", "yesterday"], "2026-11-24T22:13:20"),
         (&["cluster", "status", "--watch=-1"], "0.1 to 86400"),
         (&["cluster", "status", "--watch=nan"], "0.1 to 86400"),
     ] {
@@ -217,6 +222,50 @@ fn a_node_serves_the_commands_and_stops_in_order() {
     assert_eq!(node.stop().code(), Some(0));
     let (code, _, err) = said(&run(&broker(&data, &["--config", &config, "--node", "2"])));
     assert!(code == 1 && err.contains("node 1"), "{err}");
+}
+
+#[test]
+fn an_operator_sees_where_a_group_stands_and_puts_it_somewhere_else() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (data, config) = (dir.path().join("data"), config(dir.path(), ""));
+    let mut node = Role::start(&broker(&data, &["--config", &config]));
+    let endpoint = node.ready("client");
+    let at = ["--endpoints", endpoint.as_str()];
+    let fine = |args: &[&str]| run_until_fine(&[args, &at[..]].concat());
+    let json = |args: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&fine(&[args, &["-o", "json"]].concat())).expect("JSON")
+    };
+    fine(&["topic", "create", "t", "--queues", "1"]);
+    let made = json(&["group", "create", "g", "--from", "2026-11-24T22:13:20"]);
+    assert_eq!(made[0]["from"], "2026-11-24T22:13:20");
+    assert!(fine(&["group", "create", "g", "--from", "first", "--replace"]).contains("first"));
+    for body in ["one", "two", "three"] {
+        fine(&["message", "send", "t", body]);
+    }
+    fine(&["message", "receive", "t", "--group", "g", "--max", "2", "--ack"]);
+    fine(&["message", "receive", "t", "--group", "g", "--max", "1"]);
+    let queue = || json(&["group", "describe", "g"])["topics"][0]["queues"][0].clone();
+    let before = queue();
+    assert_eq!((&before["lag"], &before["in_flight"], &before["committed"]), (&1.into(), &1.into(), &2.into()));
+    assert!(before["oldest_age_ms"].is_u64(), "{before}");
+    let table = fine(&["group", "describe", "g"]);
+    assert!(table.contains("IN FLIGHT") && table.contains("CONSUMERS"), "{table}");
+
+    let reset = |more: &[&str]| json(&[&["group", "reset-offset", "g", "--topic", "t"], more].concat());
+    let plan = reset(&["--first", "--dry-run"]);
+    let expected = serde_json::json!({ "queue": 0, "from": 2, "to": 0, "skipped": 0, "again": 2, "forgotten": 1 });
+    assert_eq!((&plan["queues"][0], &plan["dry_run"]), (&expected, &true.into()));
+    assert_eq!(queue()["committed"], 2, "nothing was changed");
+    assert_eq!(reset(&["--to-offset", "0=1"])["queues"][0]["again"], 1);
+    assert_eq!(queue()["committed"], 1);
+    assert_eq!(reset(&["--to-time", "1h"])["queues"][0]["to"], 0);
+    assert_eq!(reset(&["--last"])["queues"][0]["skipped"], 3);
+    let far = ["group", "reset-offset", "g", "--topic", "t", "--to-offset", "0=9", at[0], at[1]];
+    let (code, _, err) = said(&run(&far));
+    assert!(code == 1 && err.contains("40019") && err.contains("was not moved"), "{err}");
+    let (code, _, err) = said(&run(&["group", "describe", "nosuch", at[0], at[1]]));
+    assert!(code == 1 && err.contains("40403") && err.contains("group list"), "{err}");
+    assert_eq!(node.stop().code(), Some(0));
 }
 
 /// The doctor stands where a client stands: a route that leads nowhere is found by it, and by nobody who asks the nodes.

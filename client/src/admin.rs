@@ -146,6 +146,32 @@ impl Admin {
         Ok(groups)
     }
 
+    /// Where a consumer group stands in each topic, who is there, and whether they agree.
+    ///
+    /// # Errors
+    /// `Refused` with 40403 if there is none.
+    pub async fn describe_group(&self, name: &str) -> Result<admin::DescribeGroupResponse, AdminError> {
+        let request = admin::DescribeGroupRequest { name: name.to_owned() };
+        call!(self, describe_group(request), repeat: true, |answer: &'_ admin::DescribeGroupResponse| answer
+            .outcome
+            .clone())
+    }
+
+    /// Puts a consumer group somewhere else in a topic, all queues or none, or with `dry_run` says what that would mean.
+    ///
+    /// # Errors
+    /// `Refused` with 40402 or 40403 if there is no such topic or group, with 40019 if a queue neither holds nor ends at a place that is named;
+    /// nothing has changed. After `Unknown` the group is where it was or where it was to go: look with [`Self::describe_group`].
+    pub async fn reset_offsets(
+        &self,
+        request: admin::ResetOffsetsRequest,
+    ) -> Result<Vec<admin::ResetQueue>, AdminError> {
+        let answer: Result<admin::ResetOffsetsResponse, AdminError> = call!(self, reset_offsets(request), repeat: false, |answer: &'_ admin::ResetOffsetsResponse| answer
+            .outcome
+            .clone());
+        Ok(answer?.queues)
+    }
+
     /// Half messages that wait, in the order of their sends: of one topic or of all, at most `max`, behind the transaction `after`.
     /// `set_aside`: those only that the broker asks nobody about any more.
     ///

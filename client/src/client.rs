@@ -16,7 +16,7 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use crate::{
     admin::Admin,
     config::{ClientConfig, Doors},
-    consumer::{ConsumerOptions, SimpleConsumer},
+    consumer::{ConsumerOptions, PullConsumer, PullOptions, SimpleConsumer},
     error::CallError,
     identity::Identity,
     producer::{CheckListener, Checks, Producer},
@@ -97,13 +97,28 @@ impl Client {
     /// # Errors
     /// [`CallError::Config`] if the group's name is not one.
     pub fn simple_consumer(&self, group: &str, options: ConsumerOptions) -> Result<SimpleConsumer, CallError> {
-        GroupName::parse(group).map_err(|error| CallError::Config { message: error.to_string() })?;
+        let (identity, limits) = self.member(v2::ClientType::SimpleConsumer, group)?;
         let shared = &self.shared;
-        let number = shared.made.fetch_add(1, Ordering::Relaxed);
-        let identity = self.identity(number, v2::ClientType::SimpleConsumer, Some(group));
-        let limits = CallLimits { repeat_unknown: true, ..call_limits(&shared.config) };
         let verify = shared.config.verify_digests;
         Ok(SimpleConsumer::start(shared.transport.clone(), shared.routes.clone(), identity, limits, options, verify))
+    }
+
+    /// A consumer that reads queues from where it wants and says how far it is, as a member of `group`.
+    ///
+    /// # Errors
+    /// [`CallError::Config`] if the group's name is not one.
+    pub fn pull_consumer(&self, group: &str, options: PullOptions) -> Result<PullConsumer, CallError> {
+        let (identity, limits) = self.member(v2::ClientType::PullConsumer, group)?;
+        let shared = &self.shared;
+        let verify = shared.config.verify_digests;
+        Ok(PullConsumer::start(shared.transport.clone(), shared.routes.clone(), identity, limits, options, verify))
+    }
+
+    fn member(&self, client_type: v2::ClientType, group: &str) -> Result<(Arc<Identity>, CallLimits), CallError> {
+        GroupName::parse(group).map_err(|error| CallError::Config { message: error.to_string() })?;
+        let number = self.shared.made.fetch_add(1, Ordering::Relaxed);
+        let limits = CallLimits { repeat_unknown: true, ..call_limits(&self.shared.config) };
+        Ok((self.identity(number, client_type, Some(group)), limits))
     }
 
     /// The operators' calls. Its endpoints must be broker nodes.

@@ -36,10 +36,12 @@ pub use admin::Admin;
 pub use backoff::Backoff;
 pub use client::Client;
 pub use config::{ClientConfig, Doors};
-pub use consumer::{ConsumerOptions, Filter, ReceiveOptions, SimpleConsumer};
+pub use consumer::{
+    ConsumerOptions, Filter, OffsetOf, PullConsumer, PullOptions, ReceiveOptions, SimpleConsumer, TopicQueue,
+};
 pub use error::{AckError, AdminError, CallError, ReceiveError, SendError, code_name};
 pub use group_hash::{queue_of_group, sip_hash_2_4};
-pub use message::{Delivery, Message, Resolution};
+pub use message::{Delivery, Message, PulledMessage, Resolution};
 pub use picker::{Fault, Picker};
 pub use producer::{CheckListener, Producer, Sent, Transaction};
 
@@ -48,7 +50,8 @@ pub use quorate_proto::time::Timestamp;
 
 /// What operators ask for and get, as the wire has it.
 pub use quorate_proto::admin::{
-    ClusterStatusResponse, ConsumerGroup, DeadLetter, DeadLetterPlace, DeadLetterTopic, ExponentialDelays,
-    LeaderChange, ListTransactionsResponse, NodeHistory, NodeStatus, Outcome, Queue, Redriven, Retry,
-    ShowDeadLettersRequest, ShowDeadLettersResponse, Topic, TopicType, Transaction as WaitingTransaction,
+    ClusterStatusResponse, ConsumerGroup, DeadLetter, DeadLetterPlace, DeadLetterTopic, DescribeGroupResponse,
+    ExponentialDelays, GroupConsumer, GroupQueue, GroupTopic, LeaderChange, ListTransactionsResponse, NodeHistory,
+    NodeStatus, Outcome, Queue, Redriven, ResetOffsetsRequest, ResetPlace, ResetQueue, Retry, ShowDeadLettersRequest,
+    ShowDeadLettersResponse, StartAt, Topic, TopicType, Transaction as WaitingTransaction,
 };

@@ -163,6 +163,75 @@ impl Delivery {
     }
 }
 
+/// A message as it stands in its queue, for whoever pulled it: nobody holds it, so there is nothing to acknowledge.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PulledMessage {
+    /// Its topic.
+    pub topic: String,
+    /// Its payload.
+    pub body: Bytes,
+    /// The producer's id of it.
+    pub message_id: String,
+    /// The word to filter by.
+    pub tag: Option<String>,
+    /// The words to find it by.
+    pub keys: Vec<String>,
+    /// The application's properties.
+    pub properties: HashMap<String, String>,
+    /// Its ordering group.
+    pub message_group: Option<String>,
+    /// When it was to be delivered, if it was delayed.
+    pub deliver_at: Option<Timestamp>,
+    /// When the producer made it.
+    pub born: Timestamp,
+    /// When the broker stored it.
+    pub stored: Timestamp,
+    /// Numbered lane of the topic.
+    pub queue: u32,
+    /// Number in the queue.
+    pub queue_offset: u64,
+    /// The body does not have the digest that the broker stored.
+    pub corrupted: bool,
+}
+
+impl PulledMessage {
+    pub(crate) fn from_wire(message: v2::Message, verify: bool) -> Self {
+        let Delivery {
+            topic,
+            body,
+            message_id,
+            tag,
+            keys,
+            properties,
+            message_group,
+            deliver_at,
+            born,
+            stored,
+            queue,
+            queue_offset,
+            attempt: _,
+            receipt_handle: _,
+            invisible_duration: _,
+            corrupted,
+        } = Delivery::from_wire(message, verify);
+        Self {
+            topic,
+            body,
+            message_id,
+            tag,
+            keys,
+            properties,
+            message_group,
+            deliver_at,
+            born,
+            stored,
+            queue,
+            queue_offset,
+            corrupted,
+        }
+    }
+}
+
 /// True unless the digest is an MD5 that differs: other kinds are written differently by different clients.
 fn digest_matches(digest: Option<&v2::Digest>, body: &[u8]) -> bool {
     let Some(digest) = digest.filter(|digest| digest.r#type() == v2::DigestType::Md5) else { return true };

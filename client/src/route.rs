@@ -107,6 +107,18 @@ impl Route {
         Some((broker, queue))
     }
 
+    /// Broker name and id of every queue that may be read, in order.
+    pub(crate) fn readable(&self) -> impl Iterator<Item = (&str, i32)> {
+        let may = |queue: &&Queue| matches!(queue.wire.permission(), Permission::Read | Permission::ReadWrite);
+        self.queues.iter().filter(may).map(|queue| (self.brokers[queue.broker].name.as_str(), queue.wire.id))
+    }
+
+    /// A queue by the name of its broker and its id, as the wire has it.
+    pub(crate) fn queue(&self, broker: &str, id: i32) -> Option<v2::MessageQueue> {
+        let is_it = |queue: &&Queue| queue.wire.id == id && self.brokers[queue.broker].name == broker;
+        self.queues.iter().find(is_it).map(|queue| queue.wire.clone())
+    }
+
     /// The broker of that name, else the first.
     pub(crate) fn broker(&self, name: &str) -> Option<&Broker> {
         self.brokers.iter().find(|broker| broker.name == name).or(self.brokers.first())

@@ -3,7 +3,7 @@
 mod fake;
 
 use fake::{Answer, Cluster};
-use quorate_client::{AdminError, DeadLetterPlace, ShowDeadLettersRequest, TopicType};
+use quorate_client::{AdminError, CallError, DeadLetterPlace, ShowDeadLettersRequest, TopicType};
 use tokio::time::Instant;
 
 const THREE: [&str; 3] = ["10.0.0.1:1", "10.0.0.2:2", "10.0.0.3:3"];
@@ -64,4 +64,22 @@ async fn with_nobody_there_an_operator_does_not_wait_long() {
     let start = Instant::now();
     assert!(matches!(admin.list_topics().await, Err(AdminError::NotNow { code: 0, .. })));
     assert!(start.elapsed().as_millis() < 500, "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_is_described_by_any_node_and_a_reset_of_unknown_outcome_is_not_repeated() {
+    let cluster = Cluster::start(&THREE);
+    let admin = cluster.client(&THREE.join(";")).admin();
+    cluster.say([Answer::Code(50001), Answer::Fine]);
+    assert_eq!(admin.describe_group("g").await.unwrap().now_ms, 7);
+    assert_eq!(cluster.calls_of("describe_group").len(), 2);
+
+    let place = quorate_client::ResetPlace { queue: 3, offset: 9 };
+    let request = quorate_client::ResetOffsetsRequest { places: vec![place], ..Default::default() };
+    assert_eq!(admin.reset_offsets(request.clone()).await.unwrap()[0].to, 9);
+    cluster.say([Answer::Code(50402)]);
+    assert!(matches!(admin.reset_offsets(request.clone()).await, Err(CallError::Unknown { code: 50402, .. })));
+    cluster.say([Answer::Code(40019)]);
+    assert!(matches!(admin.reset_offsets(request).await, Err(CallError::Refused { code: 40019, .. })));
+    assert_eq!(cluster.calls_of("reset_offsets").len(), 3);
 }

@@ -207,6 +207,19 @@ pub struct GroupsConfig {
     pub auto_create: bool,
     /// Where a new group starts to read. Default `first` (RocketMQ's proxy: `last`).
     pub start: Start,
+    /// What becomes of a consumer that filters a topic otherwise than another one of its group: what one does not want, none of them gets.
+    /// Default `warn`.
+    pub filters: Filters,
+}
+
+/// What becomes of consumers of one group that filter differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Filters {
+    /// They are served, and the log and `quorate group describe` tell of it.
+    Warn,
+    /// The later one is refused (42800) for as long as the other is there.
+    Reject,
 }
 
 /// Where a new consumer group starts to read.
@@ -307,7 +320,7 @@ impl Default for TopicsConfig {
 
 impl Default for GroupsConfig {
     fn default() -> Self {
-        Self { auto_create: true, start: Start::First }
+        Self { auto_create: true, start: Start::First, filters: Filters::Warn }
     }
 }
 

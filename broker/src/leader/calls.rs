@@ -123,6 +123,16 @@ calls! {
     62 ShowDeadLetters -> DeadLetters by show_dead_letters, repeatable: true;
     // What was redriven is known; a repeat says so.
     63 RedriveDeadLetters -> RedrivenSome by redrive_dead_letters, repeatable: true;
+    // Reads only.
+    70 Pull -> Pulled by pull, repeatable: true, waits in wait_ms;
+    71 GetOffset -> Place by offset_of_group, repeatable: true;
+    // Putting a place where it stands changes nothing.
+    72 UpdateOffset -> Done by update_offset, repeatable: true;
+    73 QueryOffset -> Place by offset_of_queue, repeatable: true;
+    74 DescribeGroup -> GroupState by describe_group, repeatable: true;
+    // A repeat goes to the same places; what it tells then is that nothing moves.
+    75 ResetOffsets -> ResetSome by reset_offsets, repeatable: true;
+    76 Subscribe -> Done by subscribe, repeatable: true;
 }
 
 /// Store messages of one topic.
@@ -494,6 +504,97 @@ pub(crate) struct Delivered {
     pub record: Bytes,
 }
 
+/// Read messages of a queue from an offset on, waiting for some up to `wait_ms`. Hands out nothing: whoever pulls keeps the books.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Pull {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(string, tag = "2")]
+    pub topic: String,
+    #[prost(uint32, tag = "3")]
+    pub queue: u32,
+    #[prost(uint64, tag = "4")]
+    pub offset: u64,
+    #[prost(uint32, tag = "5")]
+    pub max: u32,
+    #[prost(uint64, tag = "6")]
+    pub wait_ms: u64,
+    /// Which messages; all without one.
+    #[prost(message, optional, tag = "7")]
+    pub filter: Option<FilterText>,
+    #[prost(string, tag = "8")]
+    pub client_id: String,
+}
+
+/// What was read; nothing if there was nothing.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Pulled {
+    #[prost(message, repeated, tag = "1")]
+    pub messages: Vec<PulledOne>,
+    /// Where to go on.
+    #[prost(uint64, tag = "2")]
+    pub next_offset: u64,
+    /// What the queue holds, if the offset that was asked for lies outside of it. Nothing was read then.
+    #[prost(message, optional, tag = "3")]
+    pub out_of_range: Option<Range>,
+}
+
+/// One message as it stands in its queue.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct PulledOne {
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    /// Log time at which it was stored.
+    #[prost(uint64, tag = "2")]
+    pub stored_ms: u64,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub record: Bytes,
+}
+
+/// Where a consumer group stands in a queue.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct GetOffset {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(string, tag = "2")]
+    pub topic: String,
+    #[prost(uint32, tag = "3")]
+    pub queue: u32,
+}
+
+/// An offset of a queue, if there is one to tell.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct Place {
+    #[prost(uint64, optional, tag = "1")]
+    pub offset: Option<u64>,
+}
+
+/// A consumer says how far its group is.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct UpdateOffset {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(string, tag = "2")]
+    pub topic: String,
+    #[prost(uint32, tag = "3")]
+    pub queue: u32,
+    #[prost(uint64, tag = "4")]
+    pub offset: u64,
+}
+
+/// An offset of a queue: its end, or without `end` its first message stored at `since_ms` or later, or without that its first one.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct QueryOffset {
+    #[prost(string, tag = "1")]
+    pub topic: String,
+    #[prost(uint32, tag = "2")]
+    pub queue: u32,
+    #[prost(bool, tag = "3")]
+    pub end: bool,
+    #[prost(uint64, optional, tag = "4")]
+    pub since_ms: Option<u64>,
+}
+
 /// These deliveries are done.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Ack {
@@ -610,6 +711,18 @@ pub(crate) struct CreateGroup {
     /// Change the group if it exists and differs.
     #[prost(bool, tag = "4")]
     pub replace: bool,
+    /// Without it as the settings say.
+    #[prost(message, optional, tag = "5")]
+    pub start: Option<GroupStart>,
+}
+
+/// Where a group begins: at the end, or at a time, or else at the first message.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct GroupStart {
+    #[prost(bool, tag = "1")]
+    pub end: bool,
+    #[prost(uint64, optional, tag = "2")]
+    pub since_ms: Option<u64>,
 }
 
 /// Remove a topic and everything it holds.
@@ -700,6 +813,84 @@ pub(crate) struct GroupDetail {
     pub created_ms: u64,
     #[prost(message, optional, tag = "4")]
     pub retry: Option<admin::Retry>,
+    #[prost(message, optional, tag = "5")]
+    pub start: Option<GroupStart>,
+}
+
+/// Everything about a consumer group.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct DescribeGroup {
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+/// Where it stands, and who is there. What operators get is what travels.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct GroupState {
+    #[prost(message, optional, tag = "1")]
+    pub group: Option<GroupDetail>,
+    /// Log time.
+    #[prost(uint64, tag = "2")]
+    pub now_ms: u64,
+    #[prost(message, repeated, tag = "3")]
+    pub topics: Vec<admin::GroupTopic>,
+}
+
+/// Put a group somewhere else in a topic.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ResetOffsets {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(string, tag = "2")]
+    pub topic: String,
+    /// Exactly there, and in no other queue.
+    #[prost(message, repeated, tag = "3")]
+    pub places: Vec<QueuePlace>,
+    /// Else in every queue: at the end, or at a time, or else at the first message.
+    #[prost(message, optional, tag = "4")]
+    pub to: Option<GroupStart>,
+    /// Say what would happen, and do nothing.
+    #[prost(bool, tag = "5")]
+    pub dry_run: bool,
+}
+
+/// A place in a topic.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct QueuePlace {
+    #[prost(uint32, tag = "1")]
+    pub queue: u32,
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+}
+
+/// What happened, or would, by queue.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ResetSome {
+    #[prost(message, repeated, tag = "1")]
+    pub queues: Vec<admin::ResetQueue>,
+}
+
+/// A consumer says what it is going to receive.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Subscribe {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(string, tag = "2")]
+    pub client_id: String,
+    #[prost(message, repeated, tag = "3")]
+    pub topics: Vec<SubscribeTo>,
+    /// It pulls.
+    #[prost(bool, tag = "4")]
+    pub pulls: bool,
+}
+
+/// What of one topic.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct SubscribeTo {
+    #[prost(string, tag = "1")]
+    pub topic: String,
+    #[prost(message, optional, tag = "2")]
+    pub filter: Option<FilterText>,
 }
 
 #[cfg(test)]

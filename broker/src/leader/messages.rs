@@ -138,8 +138,9 @@ impl Leader {
         let until = Instant::now() + Duration::from_millis(call.wait_ms);
         let (topic, group) = (self.topic(&call.topic).await?, self.consumer_group(&call.group).await?);
         let lane = self.planner.lane(group.id, topic.id);
-        let wanted = Wanted::parse(call)?;
-        wanted.note(&lane, call);
+        let wanted = Wanted::parse(call.filter.as_ref())?;
+        self.agree(&lane, &call.client_id, (&call.group, &call.topic), wanted.expression())?;
+        self.begin(topic.id, group.id).await?;
         if group.fifo || wanted.is_filter() {
             return self.receive_scanned(call, until, topic, group, &lane, &wanted).await;
         }
@@ -244,7 +245,7 @@ impl Leader {
     }
 
     /// The message of a place, from this disk or another, once damage to its record has been mended. `None` if there is nothing to deliver.
-    async fn recovered(&self, mut found: Found) -> Result<Option<StoredRecord>, Failure> {
+    pub(super) async fn recovered(&self, mut found: Found) -> Result<Option<StoredRecord>, Failure> {
         loop {
             let spot = match found {
                 Found::Record(record) => return Ok(Some(record)),

@@ -11,6 +11,7 @@ pub(crate) mod calls;
 pub(crate) mod checks;
 pub(crate) mod clock;
 pub(crate) mod dead_letters;
+mod describe;
 pub(crate) mod filter;
 pub(crate) mod letter;
 pub(crate) mod mend;
@@ -18,6 +19,7 @@ mod messages;
 mod names;
 mod planner;
 pub(crate) mod propose;
+mod pull;
 pub(crate) mod pump;
 mod redrive;
 pub(crate) mod rescue;
@@ -98,6 +100,23 @@ pub(crate) enum Failure {
     /// The filter cannot be read.
     #[error("{0}")]
     Filter(filter::FilterError),
+    /// A consumer filters otherwise than another one of its group, and that is not allowed.
+    #[error(
+        "the consumer group {group} has a consumer, {other}, that filters topic {topic} by {theirs}, and this one filters by {ours}: what one \
+         does not want, none of them gets; use one filter in a group (groups.filters)"
+    )]
+    FiltersDiffer {
+        /// The consumer group.
+        group: String,
+        /// The topic.
+        topic: String,
+        /// The other's client id.
+        other: String,
+        /// Its filter.
+        theirs: String,
+        /// The filter that was refused.
+        ours: String,
+    },
     /// Retry settings out of range.
     #[error("{0}")]
     Retry(RetryError),

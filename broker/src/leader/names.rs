@@ -6,13 +6,14 @@
 use quorate_proto::{
     admin,
     names::{GroupName, TopicName},
+    time::Timestamp,
 };
 
 use super::{
     Failure, Leader,
     calls::{
         CreateGroup, CreateTopic, Done, DropGroup, DropTopic, Dropped, EnsureGroup, EnsureTopic, GroupDetail,
-        GroupShape, Groups, ListGroups, ListTopics, Range, TopicDetail, TopicShape, Topics,
+        GroupShape, GroupStart, Groups, ListGroups, ListTopics, Range, TopicDetail, TopicShape, Topics,
     },
     mismatched,
 };
@@ -116,7 +117,8 @@ impl Leader {
     pub async fn create_group(&self, call: &CreateGroup) -> Result<Done, Failure> {
         let name = group_name(&call.name)?;
         let retry = call.retry.as_ref().map(|wish| retry_of(call.fifo, wish)).transpose().map_err(Failure::Retry)?;
-        let (fifo, start, replace) = (call.fifo, self.start(), call.replace);
+        let start = call.start.map_or_else(|| self.start(), start_of);
+        let (fifo, replace) = (call.fifo, call.replace);
         let put = PutGroup { name, fifo, start, auto: false, replace, retry };
         self.propose_one(Command::PutGroup(put)).await.map(|_| Done {})
     }
@@ -165,13 +167,7 @@ impl Leader {
     /// All consumer groups.
     pub async fn list_groups(&self, _call: &ListGroups) -> Result<Groups, Failure> {
         self.group.confirm_leadership().await?;
-        let detail = |group: &machine::Group| GroupDetail {
-            name: group.name().to_string(),
-            fifo: group.is_fifo(),
-            created_ms: group.created().0,
-            retry: Some(wish_of(group.retry())),
-        };
-        Ok(Groups { groups: self.shared.read(|machine| machine.groups().map(detail).collect()) })
+        Ok(Groups { groups: self.shared.read(|machine| machine.groups().map(group_detail).collect()) })
     }
 
     fn start(&self) -> StartAt {
@@ -188,11 +184,11 @@ pub(crate) fn kind_of(number: u32) -> TopicKind {
 }
 
 /// Names in calls were checked where the call came in; a name that is none is a topic nobody has.
-fn topic_name(name: &str) -> Result<TopicName, Refusal> {
+pub(super) fn topic_name(name: &str) -> Result<TopicName, Refusal> {
     TopicName::parse(name).map_err(|_| Refusal::TopicNotFound)
 }
 
-fn group_name(name: &str) -> Result<GroupName, Refusal> {
+pub(super) fn group_name(name: &str) -> Result<GroupName, Refusal> {
     GroupName::parse(name).map_err(|_| Refusal::GroupNotFound)
 }
 
@@ -223,6 +219,30 @@ fn wish_of(retry: &Retry) -> admin::Retry {
             let exponential = Some(admin::ExponentialDelays { initial_ms, max_ms, factor_percent });
             admin::Retry { max_attempts, ladder_ms: Vec::new(), exponential }
         }
+    }
+}
+
+/// A start between nodes and back.
+fn start_of(wish: GroupStart) -> StartAt {
+    match (wish.end, wish.since_ms) {
+        (true, _) => StartAt::Last,
+        (false, Some(ms)) => StartAt::Since(Timestamp(ms)),
+        (false, None) => StartAt::First,
+    }
+}
+
+pub(super) fn group_detail(group: &machine::Group) -> GroupDetail {
+    let start = match group.start() {
+        StartAt::First => GroupStart { end: false, since_ms: None },
+        StartAt::Last => GroupStart { end: true, since_ms: None },
+        StartAt::Since(Timestamp(ms)) => GroupStart { end: false, since_ms: Some(ms) },
+    };
+    GroupDetail {
+        name: group.name().to_string(),
+        fifo: group.is_fifo(),
+        created_ms: group.created().0,
+        retry: Some(wish_of(group.retry())),
+        start: Some(start),
     }
 }
 

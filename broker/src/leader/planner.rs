@@ -11,9 +11,10 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::filter::FilterKind;
 use crate::{
@@ -23,6 +24,13 @@ use crate::{
 
 /// Lanes kept before those without users are dropped.
 const LANES_KEPT: usize = 4096;
+
+/// Consumers told apart per group and topic; of more, the one silent for longest is forgotten.
+const USERS_MAX: usize = 1024;
+/// A consumer that says the same again within this time is not compared with the others again.
+const FRESH: Duration = Duration::from_secs(1);
+/// A consumer not heard of for so long is gone: twice the longest long poll that clients use.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// The leader's memory between calls.
 #[derive(Default)]
@@ -56,10 +64,26 @@ pub(crate) struct Expression {
     pub text: String,
 }
 
-/// The filter that a consumer of a group used last.
-struct Used {
-    client_id: String,
-    expression: Option<Expression>,
+/// A consumer that was heard of lately.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct User {
+    /// Its filter; `None` if it wants every message.
+    pub expression: Option<Expression>,
+    /// It pulls, so its filter is nobody else's matter.
+    pub pulls: bool,
+    /// When.
+    pub heard: Instant,
+}
+
+/// A consumer that filters otherwise than another one of its group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Differs {
+    /// The other's client id.
+    pub other: String,
+    /// And its filter.
+    pub expression: Option<Expression>,
+    /// Nobody was told of such a pair in this lane yet.
+    pub first: bool,
 }
 
 #[derive(Default)]
@@ -70,7 +94,8 @@ struct LaneState {
     first_queue: u16,
     /// Messages that receives which read ahead expect to get.
     expected: Claimed,
-    used: Option<Used>,
+    /// By client id; those silent for [`SILENCE`] are as good as gone.
+    users: BTreeMap<String, User>,
     /// It was said that consumers filter differently.
     warned: bool,
 }
@@ -103,6 +128,14 @@ impl Planner {
             lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
         }
         lanes.entry((group, topic)).or_default().clone()
+    }
+
+    /// The consumers of a group that were heard of lately, by topic and client id.
+    pub fn users(&self, group: GroupId, now: Instant) -> Vec<(TopicId, Vec<(String, User)>)> {
+        let of_group = (group, TopicId(0))..=(group, TopicId(u32::MAX));
+        let lanes: Vec<_> =
+            lock(&self.lanes).range(of_group).map(|((_, topic), lane)| (*topic, lane.clone())).collect();
+        lanes.into_iter().map(|(topic, lane)| (topic, lane.users(now))).collect()
     }
 }
 
@@ -150,21 +183,65 @@ impl Lane {
         Some(Expected { lane: self.clone(), claimed })
     }
 
-    /// Notes the filter of a receive. The first time that it is not the one of the receive before: that one, and whose it was.
-    pub fn note(&self, client_id: &str, expression: Option<&Expression>) -> Option<(String, Option<Expression>)> {
+    /// Takes note of a consumer that receives with this filter, or is about to. One that is heard of and filters otherwise, if there is any.
+    /// With `unless_it_differs` it is not taken note of then.
+    pub fn note(
+        &self,
+        client_id: &str,
+        expression: Option<&Expression>,
+        now: Instant,
+        unless_it_differs: bool,
+    ) -> Option<Differs> {
         let mut state = lock(&self.state);
-        if state.used.as_ref().is_some_and(|used| used.expression.as_ref() == expression) {
+        let state = &mut *state;
+        let same = |user: &&User| !user.pulls && user.expression.as_ref() == expression;
+        let known = state.users.get(client_id).filter(same);
+        if known.is_some_and(|user| now.saturating_duration_since(user.heard) < FRESH) {
+            // Whoever differs was compared with it when that one came.
             return None;
         }
-        let now = Used { client_id: client_id.to_owned(), expression: expression.cloned() };
-        let before = state.used.replace(now)?;
-        let first = !std::mem::replace(&mut state.warned, true);
-        first.then_some((before.client_id, before.expression))
+        state.users.retain(|_, user| now.saturating_duration_since(user.heard) < SILENCE);
+        let differs = |(other, user): &(&String, &User)| {
+            other.as_str() != client_id && !user.pulls && user.expression.as_ref() != expression
+        };
+        let other = state.users.iter().find(differs);
+        let differs = other.map(|(other, user)| Differs {
+            other: other.clone(),
+            expression: user.expression.clone(),
+            first: !std::mem::replace(&mut state.warned, true),
+        });
+        if differs.is_none() || !unless_it_differs {
+            state.hear(client_id, User { expression: expression.cloned(), pulls: false, heard: now });
+        }
+        differs
+    }
+
+    /// Takes note of a consumer that pulls.
+    pub fn note_pull(&self, client_id: &str, expression: Option<&Expression>, now: Instant) {
+        let user = User { expression: expression.cloned(), pulls: true, heard: now };
+        lock(&self.state).hear(client_id, user);
+    }
+
+    /// The consumers that were heard of lately, by client id.
+    pub fn users(&self, now: Instant) -> Vec<(String, User)> {
+        let users = &lock(&self.state).users;
+        let heard = users.iter().filter(|(_, user)| now.saturating_duration_since(user.heard) < SILENCE);
+        heard.map(|(client_id, user)| (client_id.clone(), user.clone())).collect()
     }
 
     /// Completes when a claim was given back after this call.
     pub fn released(&self) -> tokio::sync::futures::Notified<'_> {
         self.released.notified()
+    }
+}
+
+impl LaneState {
+    fn hear(&mut self, client_id: &str, user: User) {
+        if self.users.len() >= USERS_MAX && !self.users.contains_key(client_id) {
+            let silent = self.users.iter().min_by_key(|(_, user)| user.heard).map(|(id, _)| id.clone());
+            silent.and_then(|id| self.users.remove(&id));
+        }
+        self.users.insert(client_id.to_owned(), user);
     }
 }
 
@@ -255,15 +332,44 @@ mod tests {
         assert_eq!(lane.expected(8).0, Claimed::default());
     }
 
-    #[test]
-    fn consumers_that_filter_differently_are_noticed_once() {
+    #[tokio::test(start_paused = true)]
+    async fn consumers_that_filter_differently_are_noticed_and_told_once_for_as_long_as_they_are_heard() {
         let lane = Planner::default().lane(GroupId(1), TopicId(1));
         let tag = |text: &str| Expression { kind: FilterKind::Tag, text: text.to_owned() };
-        assert_eq!(lane.note("a", Some(&tag("A"))), None);
-        assert_eq!(lane.note("b", Some(&tag("A"))), None);
-        assert_eq!(lane.note("c", None), Some(("a".to_owned(), Some(tag("A")))));
-        assert_eq!(lane.note("b", Some(&tag("A"))), None, "once is enough");
+        let note = |id: &str, filter: Option<&Expression>| lane.note(id, filter, Instant::now(), false);
+        assert_eq!(note("a", Some(&tag("A"))), None);
+        assert_eq!(note("b", Some(&tag("A"))), None);
+        assert_eq!(note("b", Some(&tag("B"))).map(|differs| (differs.other, differs.first)), Some(("a".into(), true)));
+        assert_eq!(note("a", Some(&tag("A"))), None, "it was compared a moment ago");
+        tokio::time::advance(FRESH).await;
+        let differs = note("a", Some(&tag("A"))).expect("b still wants B");
+        assert_eq!((differs.expression, differs.first), (Some(tag("B")), false));
+        lane.note_pull("p", None, Instant::now());
+        assert_eq!(note("b", Some(&tag("A"))), None, "who pulls is nobody's matter");
+        let users: Vec<_> = lane.users(Instant::now()).into_iter().map(|(id, user)| (id, user.pulls)).collect();
+        assert_eq!(users, [("a".into(), false), ("b".into(), false), ("p".into(), true)]);
+        tokio::time::advance(SILENCE).await;
+        assert_eq!(note("c", None), None, "the others are gone");
+        assert_eq!(lane.users(Instant::now()).len(), 1);
         assert_eq!(tag("A").to_string(), "tags A");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_refused_is_not_taken_note_of_and_the_longest_silent_is_forgotten_first() {
+        let planner = Planner::default();
+        let lane = planner.lane(GroupId(1), TopicId(1));
+        let sql = Expression { kind: FilterKind::Sql, text: "a > 1".to_owned() };
+        assert_eq!(lane.note("a", None, Instant::now(), true), None);
+        assert!(lane.note("b", Some(&sql), Instant::now(), true).is_some());
+        assert_eq!(lane.note("a", Some(&sql), Instant::now(), true), None, "alone one may change one's mind");
+        for number in 0..USERS_MAX {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            lane.note_pull(&format!("p{number}"), None, Instant::now());
+        }
+        let users = planner.users(GroupId(1), Instant::now());
+        assert_eq!((users.len(), users[0].0, users[0].1.len()), (1, TopicId(1), USERS_MAX));
+        assert!(users[0].1.iter().all(|(id, _)| id != "a"));
+        assert!(planner.users(GroupId(2), Instant::now()).is_empty());
     }
 
     #[tokio::test]

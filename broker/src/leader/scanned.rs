@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use prost::Message;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
     Failure, Leader,
@@ -42,8 +42,8 @@ impl Wanted {
     ///
     /// # Errors
     /// [`Failure::Filter`] if it cannot be read.
-    pub(super) fn parse(call: &Receive) -> Result<Self, Failure> {
-        let Some(FilterText { sql, text }) = &call.filter else {
+    pub(super) fn parse(filter: Option<&FilterText>) -> Result<Self, Failure> {
+        let Some(FilterText { sql, text }) = filter else {
             return Ok(Self { filter: Filter::All, expression: None });
         };
         let kind = if *sql { FilterKind::Sql } else { FilterKind::Tag };
@@ -52,19 +52,9 @@ impl Wanted {
         Ok(Self { filter, expression: (!all).then(|| Expression { kind, text: text.clone() }) })
     }
 
-    /// Says once if the consumers of a group do not agree.
-    pub(super) fn note(&self, lane: &Lane, call: &Receive) {
-        let Some((other_client_id, other)) = lane.note(&call.client_id, self.expression.as_ref()) else { return };
-        let shown = |expression: Option<&Expression>| expression.map_or_else(|| "none".to_owned(), ToString::to_string);
-        warn!(
-            group = call.group,
-            topic = call.topic,
-            client_id = call.client_id,
-            filter = shown(self.expression.as_ref()),
-            other_client_id,
-            other_filter = shown(other.as_ref()),
-            "consumers of one group filter differently: what one does not want, none of them gets"
-        );
+    /// How the client wrote it, if it wants anything in particular.
+    pub(super) fn expression(&self) -> Option<&Expression> {
+        self.expression.as_ref()
     }
 }
 

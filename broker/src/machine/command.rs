@@ -65,6 +65,8 @@ const GIVE_BACK: u8 = 24;
 const PUT_GROUP_RETRY: u8 = 25;
 const RECEIVE_BY: u8 = 26;
 const RECEIVE_SCANNED_BY: u8 = 27;
+const UPDATE_OFFSET: u8 = 28;
+const BEGIN: u8 = 29;
 
 /// Longest client id of a consumer that is kept.
 const CONSUMER_BYTES_MAX: usize = 255;
@@ -103,6 +105,10 @@ pub enum Command {
     CommitOffset(CommitOffset),
     /// Continue at an offset, whatever was done.
     ResetOffset(ResetOffset),
+    /// A consumer says how far its group is.
+    UpdateOffset(UpdateOffset),
+    /// A group that begins at a time begins in a topic.
+    Begin(Begin),
     /// Make or change a topic.
     PutTopic(PutTopic),
     /// Remove a topic and everything it holds.
@@ -392,6 +398,31 @@ pub struct ResetOffset {
     pub offset: QueueOffset,
 }
 
+/// Puts the group's place in a queue to `offset`, as a consumer asks for that keeps its own books: everything before is done. If that is
+/// back, everything from there on is not, and what is in flight in the queue is forgotten.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UpdateOffset {
+    /// The consumer group.
+    pub group: GroupId,
+    /// The topic.
+    pub topic: TopicId,
+    /// The queue.
+    pub queue: QueueId,
+    /// First offset that is not done.
+    pub offset: QueueOffset,
+}
+
+/// Where a group that has not begun in a topic begins there, as the leader has found it. Nothing happens if it has begun.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Begin {
+    /// The consumer group.
+    pub group: GroupId,
+    /// The topic.
+    pub topic: TopicId,
+    /// First offset of queues; where the group's own start says for others.
+    pub places: Vec<(QueueId, QueueOffset)>,
+}
+
 /// What messages a topic takes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum TopicKind {
@@ -433,9 +464,11 @@ pub struct DropTopic {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum StartAt {
     /// At the first message kept.
-    First = 1,
+    First,
     /// Behind the last message there is at its first receive.
-    Last = 2,
+    Last,
+    /// At the first message stored then or later. The leader looks for it; see [`Begin`].
+    Since(Timestamp),
 }
 
 /// Makes a consumer group, or changes one.
@@ -488,9 +521,36 @@ impl TopicKind {
 }
 
 impl StartAt {
-    /// Back from its persisted number.
-    pub fn from_number(number: u8) -> Option<Self> {
-        [Self::First, Self::Last].into_iter().find(|start| *start as u8 == number)
+    const FIRST: u8 = 1;
+    const LAST: u8 = 2;
+    const SINCE: u8 = 3;
+
+    pub(crate) fn encoded_len(self) -> usize {
+        match self {
+            Self::First | Self::Last => 1,
+            Self::Since(_) => 1 + 8,
+        }
+    }
+
+    pub(crate) fn encode(self, out: &mut BytesMut) {
+        match self {
+            Self::First => out.put_u8(Self::FIRST),
+            Self::Last => out.put_u8(Self::LAST),
+            Self::Since(at) => {
+                out.put_u8(Self::SINCE);
+                out.put_u64_le(at.0);
+            }
+        }
+    }
+
+    pub(crate) fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+        let error = reader.error("unknown start");
+        match reader.u8()? {
+            Self::FIRST => Ok(Self::First),
+            Self::LAST => Ok(Self::Last),
+            Self::SINCE => Ok(Self::Since(Timestamp(reader.u64()?))),
+            _ => Err(error),
+        }
     }
 }
 
@@ -567,11 +627,18 @@ impl Command {
             }
             Self::Ack(ack) => 1 + 4 + 4 + ack.entries.len() * Handle::BYTES,
             Self::ChangeInvisible(_) => 1 + 4 + Handle::BYTES + 8 + 1,
-            Self::CommitOffset(_) | Self::ResetOffset(_) => 1 + 4 + 4 + 2 + 8,
+            Self::CommitOffset(_) | Self::ResetOffset(_) | Self::UpdateOffset(_) => 1 + 4 + 4 + 2 + 8,
+            Self::Begin(begin) => 1 + 4 + 4 + 4 + begin.places.len() * Begin::PLACE_BYTES,
             Self::PutTopic(put) => 1 + 1 + put.name.as_str().len() + 2 + 1 + 1 + 1,
             Self::DropTopic(_) | Self::DropGroup(_) => 1 + 4,
             Self::PutGroup(put) => {
-                1 + put.retry.as_ref().map_or(0, Retry::encoded_len) + 1 + put.name.as_str().len() + 1 + 1 + 1 + 1
+                1 + put.retry.as_ref().map_or(0, Retry::encoded_len)
+                    + 1
+                    + put.name.as_str().len()
+                    + 1
+                    + put.start.encoded_len()
+                    + 1
+                    + 1
             }
         }
     }
@@ -684,6 +751,20 @@ impl Command {
                 out.put_u8(RESET_OFFSET);
                 put_place(out, *group, *topic, *queue, *offset);
             }
+            Self::UpdateOffset(UpdateOffset { group, topic, queue, offset }) => {
+                out.put_u8(UPDATE_OFFSET);
+                put_place(out, *group, *topic, *queue, *offset);
+            }
+            Self::Begin(Begin { group, topic, places }) => {
+                out.put_u8(BEGIN);
+                out.put_u32_le(group.0);
+                out.put_u32_le(topic.0);
+                out.put_u32_le(u32::try_from(places.len()).expect("a topic has no more queues than a u16"));
+                for (queue, offset) in places {
+                    out.put_u16_le(queue.0);
+                    out.put_u64_le(offset.0);
+                }
+            }
             Self::PutTopic(put) => {
                 out.put_u8(PUT_TOPIC);
                 put_text(out, put.name.as_str());
@@ -703,7 +784,7 @@ impl Command {
                 }
                 put_text(out, put.name.as_str());
                 out.put_u8(u8::from(put.fifo));
-                out.put_u8(put.start as u8);
+                put.start.encode(out);
                 out.put_u8(u8::from(put.auto));
                 out.put_u8(u8::from(put.replace));
             }
@@ -736,6 +817,17 @@ impl Command {
             RESET_OFFSET => {
                 let (group, topic, queue, offset) = take_place(reader)?;
                 Self::ResetOffset(ResetOffset { group, topic, queue, offset })
+            }
+            UPDATE_OFFSET => {
+                let (group, topic, queue, offset) = take_place(reader)?;
+                Self::UpdateOffset(UpdateOffset { group, topic, queue, offset })
+            }
+            BEGIN => {
+                let (group, topic) = (GroupId(reader.u32()?), TopicId(reader.u32()?));
+                let place = |reader: &mut Reader| Ok((QueueId(reader.u16()?), QueueOffset(reader.u64()?)));
+                let count = reader.count(Begin::PLACE_BYTES)?;
+                let places = (0..count).map(|_| place(reader)).collect::<Result<_, DecodeError>>()?;
+                Self::Begin(Begin { group, topic, places })
             }
             PUT_TOPIC => Self::PutTopic(PutTopic {
                 name: reader.text(TopicName::parse, "not a topic name")?,
@@ -816,7 +908,7 @@ impl PutGroup {
         Ok(Self {
             name: reader.text(GroupName::parse, "not a consumer group name")?,
             fifo: reader.flag()?,
-            start: take_start(reader)?,
+            start: StartAt::decode(reader)?,
             auto: reader.flag()?,
             replace: reader.flag()?,
             retry,
@@ -935,6 +1027,10 @@ impl Scan {
     }
 }
 
+impl Begin {
+    const PLACE_BYTES: usize = 2 + 8;
+}
+
 impl Verdict {
     const BYTES: usize = 2 + 8 + 1;
 }
@@ -1010,12 +1106,6 @@ fn take_place(reader: &mut Reader) -> Result<(GroupId, TopicId, QueueId, QueueOf
 pub(crate) fn take_kind(reader: &mut Reader) -> Result<TopicKind, DecodeError> {
     let error = reader.error("unknown topic kind");
     TopicKind::from_number(reader.u8()?).ok_or(error)
-}
-
-/// A start rule by its persisted number.
-pub(crate) fn take_start(reader: &mut Reader) -> Result<StartAt, DecodeError> {
-    let error = reader.error("unknown start");
-    StartAt::from_number(reader.u8()?).ok_or(error)
 }
 
 #[cfg(test)]

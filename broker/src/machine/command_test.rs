@@ -150,6 +150,44 @@ fn the_bytes_of_retries_and_dead_letters_are_what_they_were() {
     assert_eq!(Batch::decode(sample.into()).map(without_places), Ok(dead_letters()));
 }
 
+/// What consumers that pull say.
+fn pull() -> Batch {
+    let (group, topic, queue, offset) = (GroupId(1), TopicId(2), QueueId(3), QueueOffset(1 << 40));
+    let update = Command::UpdateOffset(UpdateOffset { group, topic, queue, offset });
+    Batch { now: Timestamp(1_700_000_000_000), commands: vec![update] }
+}
+
+/// A group that begins at a time, and where that is.
+fn begin() -> Batch {
+    let name = GroupName::parse("billing").expect("a name");
+    let start = StartAt::Since(Timestamp(1_700_000_000_001));
+    let places = vec![(QueueId(0), QueueOffset(7)), (QueueId(3), QueueOffset(1 << 40))];
+    let put = PutGroup { name, fifo: true, start, auto: false, replace: true, retry: None };
+    let usual = Some(Retry::new(5, Delays::exponential()).expect("in range"));
+    Batch {
+        now: Timestamp(1_700_000_000_000),
+        commands: vec![
+            Command::PutGroup(put.clone()),
+            Command::PutGroup(PutGroup { retry: usual, ..put }),
+            Command::Begin(Begin { group: GroupId(1), topic: TopicId(2), places }),
+        ],
+    }
+}
+
+#[test]
+fn the_bytes_of_a_start_at_a_time_are_what_they_were() {
+    let sample = sample("batch-begin-2.bin", &begin().encode());
+    assert_eq!(begin().encode()[..], sample[..], "the format has changed; a new version needs a new number");
+    assert_eq!(Batch::decode(sample.into()), Ok(begin()));
+}
+
+#[test]
+fn the_bytes_of_what_consumers_that_pull_say_are_what_they_were() {
+    let sample = sample("batch-pull-2.bin", &pull().encode());
+    assert_eq!(pull().encode()[..], sample[..], "the format has changed; a new version needs a new number");
+    assert_eq!(Batch::decode(sample.into()), Ok(pull()));
+}
+
 #[test]
 fn a_client_id_that_is_too_long_is_cut_at_a_character() {
     assert_eq!(consumer(""), None);

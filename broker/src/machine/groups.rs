@@ -14,7 +14,7 @@ use quorate_proto::{
 
 use super::{
     codec::{DecodeError, Reader, put_text},
-    command::{PutGroup, StartAt, take_start},
+    command::{PutGroup, StartAt},
     effect::Refusal,
     feature::{pop::Subscription, retry::Retry},
     ids::{GroupId, Serial, TopicId},
@@ -217,7 +217,7 @@ impl Groups {
     pub(crate) fn load(&mut self, id: GroupId, now: Timestamp, reader: &mut Reader) -> Result<(), DecodeError> {
         let name = reader.text(GroupName::parse, "not a consumer group name")?;
         let fifo = reader.flag()?;
-        let start = take_start(reader)?;
+        let start = StartAt::decode(reader)?;
         let auto = reader.flag()?;
         let created = Timestamp(reader.u64()?);
         let retry = Retry::decode(reader)?;
@@ -252,7 +252,7 @@ impl Group {
     pub(crate) fn save(&self, out: &mut BytesMut) {
         put_text(out, self.name.as_str());
         out.put_u8(u8::from(self.fifo));
-        out.put_u8(self.start as u8);
+        self.start.encode(out);
         out.put_u8(u8::from(self.auto));
         out.put_u64_le(self.created.0);
         self.retry.encode(out);

@@ -18,6 +18,7 @@
 //!         19 | number >> 9, big endian (8)      half messages, of 512 transactions
 //!         20 | number / 4096, big endian (8)    one bit per transaction: it was committed
 //!         21 | topic number, big endian (4)     dead letters of the topic that were redriven
+//!         22 | group number | topic number      how many messages of each queue have become dead letters
 //! ```
 //! Everything else is little endian, in the order of `save` of each type. Saving visits ordered maps only, so equal
 //! machines give equal bytes (LAW-SAME). Loading trusts nothing: what it accepts is a state that the rules could have made
@@ -33,7 +34,11 @@ use super::{
     Machine, Totals,
     codec::{DecodeError, Reader},
     dedup::{Dedup, ENTRY_BYTES},
-    feature::{delay::Delay, retry::Redriven, transaction::Transactions},
+    feature::{
+        delay::Delay,
+        retry::{Deaths, Redriven},
+        transaction::Transactions,
+    },
     groups::Groups,
     ids::{GroupId, Serial, TopicId},
     topics::Topics,
@@ -52,6 +57,7 @@ const TRANSACTIONS: u8 = 18;
 const HALVES: u8 = 19;
 const COMMITTED: u8 = 20;
 const REDRIVEN: u8 = 21;
+const DEATHS: u8 = 22;
 
 /// A named piece of the machine's state.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -88,6 +94,7 @@ impl Machine {
         self.transactions.save_halves(|number, save| parts.add(&long_key(HALVES, number), |out| save(out)));
         self.transactions.save_committed(|number, save| parts.add(&long_key(COMMITTED, number), |out| save(out)));
         self.redriven.save(|topic, save| parts.add(&key(REDRIVEN, &[topic.0]), |out| save(out)));
+        self.deaths.save(|group, topic, save| parts.add(&key(DEATHS, &[group.0, topic.0]), |out| save(out)));
         parts.0
     }
 
@@ -214,6 +221,7 @@ impl Machine {
             delay: Delay::default(),
             transactions: Transactions::default(),
             redriven: Redriven::default(),
+            deaths: Deaths::default(),
         };
         for _ in 0..reader.count(16)? {
             let (border, crossed) = (Position(reader.u64()?), Timestamp(reader.u64()?));
@@ -246,6 +254,15 @@ impl Machine {
                 let topic =
                     self.topics.by_id(number).ok_or_else(|| reader.error("dead letters of an unknown topic"))?;
                 self.redriven.load(number, |queue| topic.range(queue), &mut reader)?;
+            }
+            (Some(&DEATHS), 9) => {
+                let (group, number) = (GroupId(number(&part.key[1..5])), TopicId(number(&part.key[5..])));
+                let topic =
+                    self.topics.by_id(number).ok_or_else(|| reader.error("dead letters from an unknown topic"))?;
+                if self.groups.by_id(group).is_none() {
+                    return Err(reader.error("dead letters of an unknown group"));
+                }
+                self.deaths.load((group, number), topic.queues(), &mut reader)?;
             }
             _ => return Err(reader.error("unknown part")),
         }

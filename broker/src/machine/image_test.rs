@@ -2,9 +2,9 @@ use quorate_proto::names::{GroupName, TopicName};
 
 use super::*;
 use crate::machine::{
-    Ack, AttemptKey, Checked, Chosen, Command, DeadLetter, Delays, GiveBack, HalfId, MessageGroup, PutGroup, PutTopic,
-    QueueId, QueueOffset, Recall, Receive, ReceiveScanned, Redrive, Reply, Resolution, Resolve, Retry, Scan, Send,
-    SendDelayed, SendHalf, SendKey, StartAt, TopicKind, codec::sample, consumer,
+    Ack, AttemptKey, Begin, Checked, Chosen, Command, DeadLetter, Delays, GiveBack, HalfId, MessageGroup, PutGroup,
+    PutTopic, QueueId, QueueOffset, Recall, Receive, ReceiveScanned, Redrive, Reply, Resolution, Resolve, Retry, Scan,
+    Send, SendDelayed, SendHalf, SendKey, StartAt, TopicKind, codec::sample, consumer,
 };
 
 /// A machine with something in every field.
@@ -137,6 +137,21 @@ fn with_dead_letters() -> Machine {
     machine
 }
 
+/// The same, with a group that begins at a time.
+fn with_a_start_at_a_time() -> Machine {
+    let mut machine = with_dead_letters();
+    let name = GroupName::parse("since").expect("a name");
+    let start = StartAt::Since(Timestamp(77_000));
+    let put = PutGroup { name, fifo: false, start, auto: false, replace: false, retry: None };
+    let now = Timestamp(machine.now().0 + 1);
+    machine.apply(now, Position(9_000_000), Command::PutGroup(put), &mut Vec::new());
+    let places = vec![(QueueId(1), QueueOffset(2))];
+    let begin = Begin { group: GroupId(4), topic: TopicId(0), places };
+    let reply = machine.apply(now, Position(9_001_000), Command::Begin(begin), &mut Vec::new());
+    assert_eq!(reply, Reply::Done);
+    machine
+}
+
 fn with_crc(mut body: Vec<u8>) -> Bytes {
     let crc = crc32c::crc32c(&body);
     body.extend_from_slice(&crc.to_le_bytes());
@@ -145,7 +160,7 @@ fn with_crc(mut body: Vec<u8>) -> Bytes {
 
 #[test]
 fn an_image_is_the_same_after_a_round_trip() {
-    for machine in [Machine::default(), machine(), with_transactions(), with_dead_letters()] {
+    for machine in [Machine::default(), machine(), with_transactions(), with_dead_letters(), with_a_start_at_a_time()] {
         let image = machine.save_image();
         let loaded = Machine::load_image(image.clone()).expect("sound bytes");
         assert_eq!(loaded.save_image(), image);
@@ -159,9 +174,21 @@ fn the_bytes_of_an_image_are_what_they_were() {
     let image = with_transactions().save_image();
     let sample = self::sample("image-3-transactions.bin", &image);
     assert_eq!(image[..], sample[..], "the format has changed; a new version needs a new number");
-    let image = with_dead_letters().save_image();
-    let sample = self::sample("image-3-dead-letters.bin", &image);
+    let image = with_a_start_at_a_time().save_image();
+    let sample = self::sample("image-3-starts-and-deaths.bin", &image);
     assert_eq!(image[..], sample[..], "the format has changed; a new version needs a new number");
+}
+
+/// Parts that came later are absent in what was written before.
+#[test]
+fn an_image_from_before_dead_letters_were_counted_loads_and_counts_from_now_on() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/format/image-3-dead-letters.bin");
+    let old = std::fs::read(path).expect("the sample is there");
+    let old = Machine::load_image(old.into()).expect("version 3");
+    let now = with_dead_letters();
+    assert_eq!((old.totals(), old.now()), (now.totals(), now.now()));
+    let counted = |machine: &Machine| machine.dead(GroupId(3), TopicId(0), QueueId(0));
+    assert_eq!((counted(&old), counted(&now)), (0, 2));
 }
 
 #[test]
@@ -208,7 +235,7 @@ fn a_damaged_image_is_refused_by_its_checksum() {
 
 #[test]
 fn a_hostile_image_with_a_sound_checksum_is_refused_or_means_what_it_says() {
-    for machine in [with_transactions(), with_dead_letters()] {
+    for machine in [with_transactions(), with_a_start_at_a_time()] {
         hostile(&machine.save_image());
     }
 }

@@ -22,7 +22,7 @@ pub mod image;
 pub mod record;
 pub mod topics;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use quorate_proto::{
     names::{GroupName, TopicName},
@@ -31,14 +31,14 @@ use quorate_proto::{
 use quorate_raft::Position;
 
 pub use command::{
-    Ack, Batch, Carry, ChangeInvisible, Checked, Chosen, Command, CommitOffset, DeadLetter, Deliver, DropGroup,
+    Ack, Batch, Begin, Carry, ChangeInvisible, Checked, Chosen, Command, CommitOffset, DeadLetter, Deliver, DropGroup,
     DropTopic, GiveBack, PutGroup, PutTopic, Recall, Receive, ReceiveScanned, Redrive, ResetOffset, Resolve, Scan,
-    Send, SendDelayed, SendHalf, StartAt, TopicKind, Verdict, Waiting, consumer,
+    Send, SendDelayed, SendHalf, StartAt, TopicKind, UpdateOffset, Verdict, Waiting, consumer,
 };
 pub use dedup::{DedupStats, SendKey};
 pub use effect::{Delivery, Effect, Refusal, Reply};
 pub use feature::delay::{DelayId, DelayStats, Pending};
-pub use feature::pop::{AttemptKey, Cursor, Exhausted};
+pub use feature::pop::{AttemptKey, Cursor, Exhausted, Lag, Move};
 pub use feature::retry::{Delays, Retry, RetryError};
 pub use feature::transaction::{Half, HalfId, Resolution, TransactionStats};
 pub use groups::Group;
@@ -51,7 +51,7 @@ use dedup::{Dedup, Place};
 use feature::{
     delay::Delay,
     pop::{IN_FLIGHT_MAX, Settled, Subscription, WAITING_MAX, start_offset},
-    retry::Redriven,
+    retry::{Deaths, Redriven},
     transaction::Transactions,
 };
 use groups::Groups;
@@ -96,6 +96,7 @@ pub struct Machine {
     delay: Delay,
     transactions: Transactions,
     redriven: Redriven,
+    deaths: Deaths,
 }
 
 impl Machine {
@@ -113,10 +114,12 @@ impl Machine {
             Command::ChangeInvisible(change) => self.change_invisible(&change, effects),
             Command::CommitOffset(commit) => self.commit_offset(&commit),
             Command::ResetOffset(reset) => self.reset_offset(&reset, effects),
+            Command::UpdateOffset(update) => self.update_offset(&update, effects),
+            Command::Begin(begin) => self.begin(&begin),
             Command::PutTopic(put) => self.put_topic(&put, effects),
             Command::DropTopic(drop) => self.drop_topic(drop.topic, effects),
             Command::PutGroup(put) => self.groups.put(&put, self.now).map(|id| Reply::Group { id }),
-            Command::DropGroup(drop) => self.groups.drop_group(drop.group).map(|()| Reply::Done),
+            Command::DropGroup(drop) => self.drop_group(drop.group),
             Command::ReceiveScanned(scanned) => self.receive_scanned(&scanned),
             Command::SendDelayed(delayed) => self.send_delayed(&delayed, payload, effects),
             Command::Deliver(deliver) => self.deliver(&deliver, payload, effects),
@@ -285,6 +288,7 @@ impl Machine {
         let (topic, made) = self.topics.dead_letters(&name, self.now);
         let queue = QueueId(0);
         let settled = subscription.ack(handle, self.now, self.issued)?;
+        self.deaths.add(handle.group, handle.topic, handle.queue);
         if cfg!(feature = "mutant-dead-letter-lost") {
             return Ok(Reply::Done);
         }
@@ -397,6 +401,35 @@ impl Machine {
         Ok(Reply::Done)
     }
 
+    fn update_offset(&mut self, update: &UpdateOffset, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
+        let now = self.now;
+        let UpdateOffset { group, topic, queue, offset } = *update;
+        let went_back = self.subscription_at(group, topic, queue, offset)?.put_place(queue, offset.0, now);
+        if went_back {
+            effects.push(Effect::Visible { group, topic });
+        }
+        Ok(Reply::Done)
+    }
+
+    /// An offset that the floor has passed since the leader looked counts as the first one kept.
+    fn begin(&mut self, begin: &Begin) -> Result<Reply, Refusal> {
+        let now = self.now;
+        let topic = self.topics.by_id(begin.topic).ok_or(Refusal::TopicNotFound)?;
+        let group = self.groups.by_id_mut(begin.group).ok_or(Refusal::GroupNotFound)?;
+        if group.subscription(begin.topic).is_some() {
+            return Ok(Reply::Done);
+        }
+        if begin.places.iter().any(|(queue, _)| topic.range(*queue).is_none()) {
+            return Err(Refusal::QueueNotFound);
+        }
+        let subscription = group.subscribe(topic);
+        for (queue, offset) in &begin.places {
+            let (min, end) = topic.range(*queue).ok_or(Refusal::QueueNotFound)?;
+            subscription.reset(*queue, offset.0.clamp(min.0, end.0), now);
+        }
+        Ok(Reply::Done)
+    }
+
     /// The subscription in which `offset` is a place that progress can have.
     fn subscription_at(
         &mut self,
@@ -422,12 +455,19 @@ impl Machine {
         Ok(Reply::Topic { id })
     }
 
+    fn drop_group(&mut self, group: GroupId) -> Result<Reply, Refusal> {
+        self.groups.drop_group(group)?;
+        self.deaths.drop_group(group);
+        Ok(Reply::Done)
+    }
+
     fn drop_topic(&mut self, topic: TopicId, effects: &mut Vec<Effect>) -> Result<Reply, Refusal> {
         self.topics.drop_topic(topic)?;
         self.groups.drop_topic(topic);
         self.delay.drop_topic(topic);
         self.transactions.drop_topic(topic);
         self.redriven.drop_topic(topic);
+        self.deaths.drop_topic(topic);
         effects.push(Effect::TopicDropped { topic });
         effects.push(Effect::TopicsChanged);
         Ok(Reply::Done)
@@ -555,6 +595,47 @@ impl Machine {
     pub fn progress(&self, group: GroupId, topic: TopicId, queue: QueueId) -> Option<QueueProgress> {
         let (_, end) = self.queue_range(topic, queue)?;
         self.groups.by_id(group)?.subscription(topic)?.progress(queue, end.0)
+    }
+
+    /// Where a group stands in a queue, as a consumer sees it that keeps its own books: everything before is done. `None` if the group has
+    /// neither received from the topic nor said how far it is in any queue of it.
+    pub fn place(&self, group: GroupId, topic: TopicId, queue: QueueId) -> Option<QueueOffset> {
+        let (min, end) = self.queue_range(topic, queue)?;
+        let subscription = self.groups.by_id(group)?.subscription(topic)?;
+        // A queue that the topic has got since; see `Subscription::grow`.
+        Some(subscription.progress(queue, end.0).map_or(min, |progress| progress.committed))
+    }
+
+    /// What a group has not done in a queue; `None` if it has not begun in the topic.
+    pub fn lag(&self, group: GroupId, topic: TopicId, queue: QueueId, now: Timestamp) -> Option<Lag> {
+        let (min, end) = self.queue_range(topic, queue)?;
+        let subscription = self.groups.by_id(group)?.subscription(topic)?;
+        let later = || Lag { ready: end.0 - min.0, ..Lag::default() };
+        Some(subscription.lag(queue, end.0, now).unwrap_or_else(later))
+    }
+
+    /// What it would mean to reset a group to `offset` in a queue; `None` without such a group, topic or queue.
+    pub fn move_to(&self, group: GroupId, topic: TopicId, queue: QueueId, offset: QueueOffset) -> Option<Move> {
+        let begins = self.cursor(group, topic, queue)?.next;
+        let subscription = self.groups.by_id(group)?.subscription(topic);
+        let known = subscription.and_then(|subscription| subscription.move_to(queue, offset.0));
+        // Before it has begun in a queue nothing of it is done.
+        let skipped = offset.0.saturating_sub(begins.0);
+        Some(known.unwrap_or(Move { skipped, ..Move::default() }))
+    }
+
+    /// How many messages of a queue have become dead letters of a group.
+    pub fn dead(&self, group: GroupId, topic: TopicId, queue: QueueId) -> u64 {
+        self.deaths.count(group, topic, queue)
+    }
+
+    /// How many messages wait for their delivery timestamp, by the queue they will stand in. The cost follows the number of all that wait.
+    pub fn delayed_by_queue(&self, is_wanted: impl Fn(TopicId) -> bool) -> BTreeMap<(TopicId, QueueId), u64> {
+        let mut counts = BTreeMap::new();
+        for (_, message) in self.delay.after(None).filter(|(_, message)| is_wanted(message.topic)) {
+            *counts.entry((message.topic, message.queue)).or_default() += 1;
+        }
+        counts
     }
 
     /// The largest segment border that was crossed at `cutoff` or before: everything below it is older.

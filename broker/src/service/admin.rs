@@ -9,12 +9,13 @@ use quorate_proto::{
     admin::{
         ClusterStatusRequest, ClusterStatusResponse, ConsumerGroup, CreateGroupRequest, CreateTopicRequest, DeadLetter,
         DeadLetterPlace, DeadLetterTopic, DeleteGroupRequest, DeleteTopicRequest, DeleteTopicResponse,
-        DescribeTopicRequest, DescribeTopicResponse, EndTransactionRequest, LeaderHistoryRequest,
-        LeaderHistoryResponse, ListDeadLettersRequest, ListDeadLettersResponse, ListGroupsRequest, ListGroupsResponse,
-        ListTopicsRequest, ListTopicsResponse, ListTransactionsRequest, ListTransactionsResponse, NodeStatus, Outcome,
-        Queue, RedriveDeadLettersRequest, RedriveDeadLettersResponse, Redriven, ShowDeadLettersRequest,
-        ShowDeadLettersResponse, Topic, TopicType, Transaction, TransferLeadershipRequest, TransferLeadershipResponse,
-        broker_admin_server::BrokerAdmin,
+        DescribeGroupRequest, DescribeGroupResponse, DescribeTopicRequest, DescribeTopicResponse,
+        EndTransactionRequest, LeaderHistoryRequest, LeaderHistoryResponse, ListDeadLettersRequest,
+        ListDeadLettersResponse, ListGroupsRequest, ListGroupsResponse, ListTopicsRequest, ListTopicsResponse,
+        ListTransactionsRequest, ListTransactionsResponse, NodeStatus, Outcome, Queue, RedriveDeadLettersRequest,
+        RedriveDeadLettersResponse, Redriven, ResetOffsetsRequest, ResetOffsetsResponse, ShowDeadLettersRequest,
+        ShowDeadLettersResponse, StartAt, Topic, TopicType, Transaction, TransferLeadershipRequest,
+        TransferLeadershipResponse, broker_admin_server::BrokerAdmin,
     },
     names::{GroupName, TopicName},
     v2::{self, Code, admin_server::Admin},
@@ -124,6 +125,61 @@ fn topic(detail: TopicDetail, with_offsets: bool) -> Topic {
         created_ms: wire_ms(detail.created_ms),
         offsets: if with_offsets { offsets.collect() } else { Vec::new() },
     }
+}
+
+fn create_group(group: ConsumerGroup, replace: bool) -> Result<calls::CreateGroup, Fault> {
+    let start = start(group.start, group.start_ms)?;
+    let ConsumerGroup { name, fifo, retry, .. } = group;
+    Ok(calls::CreateGroup { name: group_name(&name)?, fifo, retry, replace, start })
+}
+
+/// Nothing for a place that is not said.
+fn start(start: i32, since_ms: i64) -> Result<Option<calls::GroupStart>, Fault> {
+    let (end, since_ms) = match StartAt::try_from(start) {
+        Ok(StartAt::Unspecified) => return Ok(None),
+        Ok(StartAt::First) => (false, None),
+        Ok(StartAt::Last) => (true, None),
+        Ok(StartAt::Since) => (false, Some(u64::try_from(since_ms).unwrap_or(0))),
+        Err(_) => return Err(Fault::new(Code::BadRequest, format!("start {start} is unknown"))),
+    };
+    Ok(Some(calls::GroupStart { end, since_ms }))
+}
+
+fn group(detail: calls::GroupDetail) -> ConsumerGroup {
+    let start = detail.start.unwrap_or_default();
+    let (start, start_ms) = match (start.end, start.since_ms) {
+        (true, _) => (StartAt::Last, 0),
+        (false, Some(ms)) => (StartAt::Since, wire_ms(ms)),
+        (false, None) => (StartAt::First, 0),
+    };
+    ConsumerGroup {
+        name: detail.name,
+        fifo: detail.fifo,
+        created_ms: wire_ms(detail.created_ms),
+        retry: detail.retry,
+        start: start as i32,
+        start_ms,
+    }
+}
+
+fn reset_offsets(asked: ResetOffsetsRequest) -> Result<calls::ResetOffsets, Fault> {
+    let to = start(asked.to, asked.to_ms)?;
+    if to.is_some() != asked.places.is_empty() {
+        let text = "say where to: either to the first or last message or a time, or exactly to places";
+        return Err(Fault::new(Code::BadRequest, text));
+    }
+    let place = |place: quorate_proto::admin::ResetPlace| {
+        let quorate_proto::admin::ResetPlace { queue, offset } = place;
+        calls::QueuePlace { queue, offset }
+    };
+    let places: Vec<calls::QueuePlace> = asked.places.into_iter().map(place).collect();
+    let mut queues: Vec<u32> = places.iter().map(|place| place.queue).collect();
+    queues.sort_unstable();
+    if let Some(twice) = queues.windows(2).find(|two| two[0] == two[1]) {
+        return Err(Fault::new(Code::BadRequest, format!("queue {} is named twice", twice[0])));
+    }
+    let (group, topic) = (group_name(&asked.group)?, topic_name(&asked.topic)?);
+    Ok(calls::ResetOffsets { group, topic, places, to, dry_run: asked.dry_run })
 }
 
 fn wire_ms(ms: u64) -> i64 {
@@ -242,9 +298,25 @@ impl BrokerAdmin for Operators {
     async fn create_group(&self, request: Request<CreateGroupRequest>) -> Answer<Outcome> {
         let until = self.until(&request);
         let CreateGroupRequest { group, replace } = request.into_inner();
-        let ConsumerGroup { name, fifo, retry, .. } = group.unwrap_or_default();
-        let call = group_name(&name).map(|name| calls::CreateGroup { name, fifo, retry, replace });
-        done(self.call(until, call).await)
+        done(self.call(until, create_group(group.unwrap_or_default(), replace)).await)
+    }
+
+    async fn describe_group(&self, request: Request<DescribeGroupRequest>) -> Answer<DescribeGroupResponse> {
+        let until = self.until(&request);
+        let call = group_name(&request.into_inner().name).map(|name| calls::DescribeGroup { name });
+        let (mut group, mut now_ms) = (None, 0);
+        let (result, topics) = split(self.call(until, call).await, |found| {
+            (group, now_ms) = (found.group.map(self::group), wire_ms(found.now_ms));
+            found.topics
+        });
+        Ok(Response::new(DescribeGroupResponse { outcome: Some(outcome(result)), group, now_ms, topics }))
+    }
+
+    async fn reset_offsets(&self, request: Request<ResetOffsetsRequest>) -> Answer<ResetOffsetsResponse> {
+        let until = self.until(&request);
+        let call = reset_offsets(request.into_inner());
+        let (result, queues) = split(self.call(until, call).await, |done| done.queues);
+        Ok(Response::new(ResetOffsetsResponse { outcome: Some(outcome(result)), queues }))
     }
 
     async fn delete_group(&self, request: Request<DeleteGroupRequest>) -> Answer<Outcome> {
@@ -256,12 +328,6 @@ impl BrokerAdmin for Operators {
     async fn list_groups(&self, request: Request<ListGroupsRequest>) -> Answer<ListGroupsResponse> {
         let found = self.call(self.until(&request), Ok(calls::ListGroups {})).await;
         let (result, groups) = split(found, |found| found.groups);
-        let group = |group: calls::GroupDetail| ConsumerGroup {
-            name: group.name,
-            fifo: group.fifo,
-            created_ms: wire_ms(group.created_ms),
-            retry: group.retry,
-        };
         let groups = groups.into_iter().map(group).collect();
         Ok(Response::new(ListGroupsResponse { outcome: Some(outcome(result)), groups }))
     }

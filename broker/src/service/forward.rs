@@ -217,6 +217,7 @@ impl Dispatch {
             | Failure::StillWaiting { .. }
             | Failure::HoldsDeadLetters { .. }
             | Failure::Filter(_)
+            | Failure::FiltersDiffer { .. }
             | Failure::Retry(_)
             | Failure::NoDeadLetters
             | Failure::NoOrigin

@@ -12,7 +12,7 @@ use quorate_proto::v2::{
     QueryRouteResponse, RecallMessageRequest, RecallMessageResponse, ReceiveMessageRequest, ReceiveMessageResponse,
     SendMessageRequest, SendMessageResponse, Status as V2Status, SyncLiteSubscriptionRequest,
     SyncLiteSubscriptionResponse, TelemetryCommand, UpdateOffsetRequest, UpdateOffsetResponse,
-    messaging_service_server::MessagingService, pull_message_response,
+    messaging_service_server::MessagingService,
 };
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -101,21 +101,26 @@ impl MessagingService for Messaging {
         Ok(Response::new(self.0.forward_to_dead_letters(client, request).await))
     }
 
-    async fn pull_message(&self, _: Request<PullMessageRequest>) -> Answer<Self::PullMessageStream> {
-        let content = Some(pull_message_response::Content::Status(Fault::not_built("PullMessage").into()));
-        Ok(Response::new(Box::pin(stream::iter([Ok(PullMessageResponse { content })]))))
+    async fn pull_message(&self, request: Request<PullMessageRequest>) -> Answer<Self::PullMessageStream> {
+        let (client, request) = open(request);
+        let answer = self.0.clone().pull_message(client, request);
+        let items = stream::once(answer).flat_map(|items| stream::iter(items.into_iter().map(Ok)));
+        Ok(Response::new(Box::pin(items)))
     }
 
-    async fn update_offset(&self, _: Request<UpdateOffsetRequest>) -> Answer<UpdateOffsetResponse> {
-        Ok(Response::new(UpdateOffsetResponse { status: not_built("UpdateOffset") }))
+    async fn update_offset(&self, request: Request<UpdateOffsetRequest>) -> Answer<UpdateOffsetResponse> {
+        let (client, request) = open(request);
+        Ok(Response::new(self.0.update_offset(client, request).await))
     }
 
-    async fn get_offset(&self, _: Request<GetOffsetRequest>) -> Answer<GetOffsetResponse> {
-        Ok(Response::new(GetOffsetResponse { status: not_built("GetOffset"), offset: 0 }))
+    async fn get_offset(&self, request: Request<GetOffsetRequest>) -> Answer<GetOffsetResponse> {
+        let (client, request) = open(request);
+        Ok(Response::new(self.0.get_offset(client, request).await))
     }
 
-    async fn query_offset(&self, _: Request<QueryOffsetRequest>) -> Answer<QueryOffsetResponse> {
-        Ok(Response::new(QueryOffsetResponse { status: not_built("QueryOffset"), offset: 0 }))
+    async fn query_offset(&self, request: Request<QueryOffsetRequest>) -> Answer<QueryOffsetResponse> {
+        let (client, request) = open(request);
+        Ok(Response::new(self.0.query_offset(client, request).await))
     }
 
     async fn end_transaction(&self, request: Request<EndTransactionRequest>) -> Answer<EndTransactionResponse> {

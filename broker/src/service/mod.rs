@@ -17,6 +17,7 @@ pub(crate) mod leadership;
 mod messaging;
 pub(crate) mod node;
 pub(crate) mod producers;
+mod pull;
 mod recall;
 mod receive;
 pub(crate) mod renew;

@@ -4,21 +4,24 @@
 //! stream then stays open for what a broker may want to tell a client: here, that a producer is asked about its half messages. Nothing
 //! depends on it being open, or open here; a half message waits until some producer of its topic has a stream somewhere.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
 use quorate_proto::{
     names::GroupName,
     v2::{
-        HeartbeatRequest, HeartbeatResponse, NotifyClientTerminationRequest, NotifyClientTerminationResponse,
-        RecoverOrphanedTransactionCommand, Settings, TelemetryCommand, settings::PubSub, telemetry_command::Command,
+        ClientType, HeartbeatRequest, HeartbeatResponse, NotifyClientTerminationRequest,
+        NotifyClientTerminationResponse, RecoverOrphanedTransactionCommand, Settings, SubscriptionEntry,
+        TelemetryCommand, settings::PubSub, telemetry_command::Command,
     },
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::{
     Client, Service,
+    forward::{Undone, Until},
     producers::Seat,
     unread::{self, Asked},
     wire::{
@@ -28,7 +31,13 @@ use super::{
         validate,
     },
 };
-use crate::{leader::checks::Check, machine::Group};
+use crate::{
+    leader::{calls, checks::Check},
+    machine::Group,
+};
+
+/// Longest wait for the leader to hear of a consumer's subscriptions, well below what clients wait for their settings.
+const SUBSCRIBED: Duration = Duration::from_millis(500);
 
 /// The answers of a Telemetry stream.
 pub(crate) type Answers = Pin<Box<dyn Stream<Item = Result<TelemetryCommand, Status>> + Send>>;
@@ -65,6 +74,29 @@ impl Service {
             Some(PubSub::Publishing(_)) | None => GroupSettings::default(),
         };
         settings::reply(asked, client.language, &group, &self.config.limits)
+    }
+
+    /// Tells the leader what a consumer is going to receive, so that consumers of a group that do not agree are noticed before they do.
+    /// Settings are answered without a leader, too: then the first receive tells it.
+    async fn subscribe(&self, client: &Client, asked: &Settings) -> Result<(), Fault> {
+        let Some(PubSub::Subscription(subscription)) = &asked.pub_sub else { return Ok(()) };
+        let Ok(group) = validate::group(subscription.group.as_ref(), &client.namespace) else { return Ok(()) };
+        let (group, client_id) = (group.to_string(), client.id()?.to_owned());
+        let topic = |entry: &SubscriptionEntry| {
+            let topic = validate::topic(entry.topic.as_ref(), &client.namespace).ok()?.to_string();
+            Some(calls::SubscribeTo { topic, filter: validate::filter(entry.expression.as_ref()).ok()? })
+        };
+        let topics: Vec<_> = subscription.subscriptions.iter().filter_map(topic).collect();
+        if topics.is_empty() {
+            return Ok(());
+        }
+        let pulls = asked.client_type == Some(ClientType::PullConsumer as i32);
+        let until = Instant::now() + SUBSCRIBED;
+        let until = Until { answer: until, wait: until };
+        match self.dispatch.call(calls::Subscribe { group, client_id, topics, pulls }, until).await {
+            Err(Undone::Refused(fault)) => Err(fault),
+            Ok(_) | Err(Undone::NotNow | Undone::Overloaded | Undone::Unknown) => Ok(()),
+        }
     }
 
     fn group(&self, group: &GroupName) -> GroupSettings {
@@ -129,7 +161,9 @@ impl Open {
             match command.command {
                 Some(Command::Settings(asked)) => {
                     self.note_topics(&asked);
-                    return Some(settings::command(self.service.settings(&self.client, asked)));
+                    let subscribed = self.service.subscribe(&self.client, &asked).await;
+                    let answer = self.service.settings(&self.client, asked);
+                    return Some(settings::command(subscribed.and(answer)));
                 }
                 Some(
                     Command::ThreadStackTrace(_)

@@ -54,6 +54,9 @@ pub struct Cluster {
     pub route: Mutex<Vec<String>>,
     pub sends: Mutex<Vec<(String, v2::SendMessageRequest)>>,
     pub receives: Mutex<Vec<(String, v2::ReceiveMessageRequest)>>,
+    pub pulls: Mutex<Vec<(String, v2::PullMessageRequest)>>,
+    /// Where the consumer group is, by queue.
+    pub places: Mutex<HashMap<i32, i64>>,
     pub calls: Mutex<Vec<(String, &'static str)>>,
     headers: Mutex<Vec<(&'static str, tonic::metadata::MetadataMap)>>,
     pub settings: Mutex<Vec<v2::Settings>>,
@@ -414,27 +417,84 @@ impl v2::messaging_service_server::MessagingService for Voice {
 
     async fn pull_message(
         &self,
-        _: Request<v2::PullMessageRequest>,
+        r: Request<v2::PullMessageRequest>,
     ) -> Result<Response<Self::PullMessageStream>, Status> {
-        Err(Status::unimplemented("not here"))
+        use v2::pull_message_response::Content;
+        self.note("pull", &r);
+        let request = r.into_inner();
+        self.cluster.pulls.lock().unwrap().push((self.address.clone(), request.clone()));
+        let (address, cluster) = (self.address.clone(), self.cluster.clone());
+        let answer = self.answer().await;
+        let (code, bodies, dies) = match answer {
+            Answer::Deliver { after, bodies, dies } => {
+                tokio::time::sleep(after).await;
+                (20000, bodies, dies)
+            }
+            Answer::Code(code) => (code, Vec::new(), false),
+            _ => (40401, Vec::new(), false),
+        };
+        let next = request.offset + bodies.len() as i64;
+        let mut parts = vec![Content::Status(status(code))];
+        parts.extend(bodies.into_iter().zip(request.offset..).map(|(body, offset)| {
+            Content::Message(v2::Message {
+                topic: request.message_queue.clone().unwrap().topic,
+                body: bytes::Bytes::copy_from_slice(body.as_bytes()),
+                system_properties: Some(v2::SystemProperties {
+                    message_id: format!("id-{body}"),
+                    queue_id: request.message_queue.as_ref().unwrap().id,
+                    queue_offset: Some(offset),
+                    ..v2::SystemProperties::default()
+                }),
+                ..v2::Message::default()
+            })
+        }));
+        let last = async move {
+            if dies {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                cluster.kill(&address);
+                std::future::pending::<()>().await;
+            }
+            Content::NextOffset(next)
+        };
+        use futures_util::StreamExt as _;
+        let parts = futures_util::stream::iter(parts).chain(futures_util::stream::once(last));
+        Ok(Response::new(Box::pin(parts.map(|content| Ok(v2::PullMessageResponse { content: Some(content) })))))
     }
 
     async fn update_offset(
         &self,
-        _: Request<v2::UpdateOffsetRequest>,
+        r: Request<v2::UpdateOffsetRequest>,
     ) -> Result<Response<v2::UpdateOffsetResponse>, Status> {
-        Err(Status::unimplemented("not here"))
+        self.note("update", &r);
+        let request = r.into_inner();
+        let answer = self.answer().await;
+        if !matches!(answer, Answer::Code(_)) {
+            self.cluster.places.lock().unwrap().insert(request.message_queue.unwrap().id, request.offset);
+        }
+        Ok(Response::new(v2::UpdateOffsetResponse { status: Some(verdict(&answer)) }))
     }
 
-    async fn get_offset(&self, _: Request<v2::GetOffsetRequest>) -> Result<Response<v2::GetOffsetResponse>, Status> {
-        Err(Status::unimplemented("not here"))
+    async fn get_offset(&self, r: Request<v2::GetOffsetRequest>) -> Result<Response<v2::GetOffsetResponse>, Status> {
+        self.note("place", &r);
+        let answer = self.answer().await;
+        let place = self.cluster.places.lock().unwrap().get(&r.into_inner().message_queue.unwrap().id).copied();
+        let status = if place.is_none() { status(40404) } else { verdict(&answer) };
+        Ok(Response::new(v2::GetOffsetResponse { status: Some(status), offset: place.unwrap_or(0) }))
     }
 
+    /// A queue begins at 100 and ends at 200, and the message of second `n` stands at 100 + `n`.
     async fn query_offset(
         &self,
-        _: Request<v2::QueryOffsetRequest>,
+        r: Request<v2::QueryOffsetRequest>,
     ) -> Result<Response<v2::QueryOffsetResponse>, Status> {
-        Err(Status::unimplemented("not here"))
+        self.note("query", &r);
+        let request = r.into_inner();
+        let offset = match request.query_offset_policy() {
+            v2::QueryOffsetPolicy::Beginning => 100,
+            v2::QueryOffsetPolicy::End => 200,
+            v2::QueryOffsetPolicy::Timestamp => 100 + request.timestamp.unwrap().seconds,
+        };
+        Ok(Response::new(v2::QueryOffsetResponse { status: Some(verdict(&self.answer().await)), offset }))
     }
 
     async fn end_transaction(
@@ -509,6 +569,27 @@ impl admin::broker_admin_server::BrokerAdmin for Voice {
         self.note("delete_topic", &r);
         let admin::Outcome { code, message } = outcome(&self.answer().await);
         Ok(Response::new(admin::DeleteTopicResponse { code, message, ..Default::default() }))
+    }
+
+    async fn describe_group(
+        &self,
+        r: Request<admin::DescribeGroupRequest>,
+    ) -> Result<Response<admin::DescribeGroupResponse>, Status> {
+        self.note("describe_group", &r);
+        let outcome = Some(outcome(&self.answer().await));
+        Ok(Response::new(admin::DescribeGroupResponse { outcome, now_ms: 7, ..Default::default() }))
+    }
+
+    async fn reset_offsets(
+        &self,
+        r: Request<admin::ResetOffsetsRequest>,
+    ) -> Result<Response<admin::ResetOffsetsResponse>, Status> {
+        self.note("reset_offsets", &r);
+        let outcome = Some(outcome(&self.answer().await));
+        let queue =
+            |place: admin::ResetPlace| admin::ResetQueue { id: place.queue, to: place.offset, ..Default::default() };
+        let queues = r.into_inner().places.into_iter().map(queue).collect();
+        Ok(Response::new(admin::ResetOffsetsResponse { outcome, queues }))
     }
 
     async fn describe_topic(

@@ -26,6 +26,7 @@
 mod attempts;
 mod last;
 mod order;
+mod place;
 mod scanned;
 
 use std::{
@@ -51,6 +52,7 @@ use attempts::Attempts;
 use last::Last;
 pub use order::WAITING_MAX;
 use order::{NEVER, Order};
+pub use place::{Lag, Move};
 use scanned::{Batches, Verdicts};
 
 /// Most messages in flight per consumer group and queue; beyond it a queue hands out nothing new.
@@ -418,7 +420,8 @@ impl Subscription {
 /// Where a group begins in a queue.
 pub(crate) fn start_offset((min, end): (u64, u64), start: StartAt) -> u64 {
     match start {
-        StartAt::First => min,
+        // A group that begins at a time has begun before it receives, unless nobody could look: then nothing is skipped.
+        StartAt::First | StartAt::Since(_) => min,
         StartAt::Last => end,
     }
 }

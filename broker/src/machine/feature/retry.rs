@@ -23,7 +23,7 @@ use bytes::{BufMut, BytesMut};
 
 use crate::machine::{
     codec::{DecodeError, Reader},
-    ids::{QueueId, QueueOffset, TopicId},
+    ids::{GroupId, QueueId, QueueOffset, TopicId},
 };
 
 /// Most attempts that a consumer group may have.
@@ -296,6 +296,65 @@ impl Redriven {
             }
             self.runs.insert((topic, queue), runs);
         }
+        Ok(())
+    }
+}
+
+/// How many messages of each queue have become dead letters of a consumer group, since both are there.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Deaths {
+    counts: BTreeMap<(GroupId, TopicId), BTreeMap<QueueId, u64>>,
+}
+
+impl Deaths {
+    pub(crate) fn add(&mut self, group: GroupId, topic: TopicId, queue: QueueId) {
+        *self.counts.entry((group, topic)).or_default().entry(queue).or_default() += 1;
+    }
+
+    pub(crate) fn count(&self, group: GroupId, topic: TopicId, queue: QueueId) -> u64 {
+        self.counts.get(&(group, topic)).and_then(|queues| queues.get(&queue)).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn drop_topic(&mut self, topic: TopicId) {
+        self.counts.retain(|(_, of), _| *of != topic);
+    }
+
+    pub(crate) fn drop_group(&mut self, group: GroupId) {
+        self.counts.retain(|(of, _), _| *of != group);
+    }
+
+    /// Writes the counts behind the numbers of group and topic, in order.
+    pub(crate) fn save(&self, mut part: impl FnMut(GroupId, TopicId, &mut dyn FnMut(&mut BytesMut))) {
+        for ((group, topic), queues) in &self.counts {
+            part(*group, *topic, &mut |out| {
+                for (queue, count) in queues {
+                    out.put_u16_le(queue.0);
+                    out.put_u64_le(*count);
+                }
+            });
+        }
+    }
+
+    /// `queues`: how many the topic has.
+    pub(crate) fn load(
+        &mut self,
+        (group, topic): (GroupId, TopicId),
+        queues: u16,
+        reader: &mut Reader,
+    ) -> Result<(), DecodeError> {
+        let mut counts = BTreeMap::new();
+        while reader.left() > 0 {
+            let (queue, count) = (QueueId(reader.u16()?), reader.u64()?);
+            let behind = counts.last_key_value().is_none_or(|(last, _)| *last < queue);
+            if !behind || queue.0 >= queues || count == 0 {
+                return Err(reader.error("dead letters counted of no queue, or twice"));
+            }
+            counts.insert(queue, count);
+        }
+        if counts.is_empty() {
+            return Err(reader.error("a part without dead letters"));
+        }
+        self.counts.insert((group, topic), counts);
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use sha1::Digest as _;
 use super::{status::Fault, validate};
 use crate::{
     leader::{
-        calls::{Delivered, Outgoing},
+        calls::{Delivered, Outgoing, PulledOne},
         checks::Check,
         letter::StoredMessage,
     },
@@ -94,6 +94,18 @@ pub(crate) fn to_message(delivered: Delivered, store_host: &str) -> Option<v2::M
     system.queue_offset = Some(i64::try_from(delivered.offset).ok()?);
     system.invisible_duration = Some(milliseconds(delivered.invisible_ms));
     system.delivery_attempt = Some(i32::try_from(delivered.attempt).unwrap_or(i32::MAX));
+    Some(message)
+}
+
+/// A message of a queue as whoever pulled it gets it: nobody holds it, so it has no receipt. `None` as for [`to_message`].
+pub(crate) fn to_pulled_message(pulled: PulledOne, queue: u32, store_host: &str) -> Option<v2::Message> {
+    let mut message = v2::Message::decode(pulled.record).ok()?;
+    let system = message.system_properties.get_or_insert_default();
+    system.body_digest.get_or_insert_with(|| md5_of(&message.body));
+    system.store_timestamp = Some(quorate_proto::time::Timestamp(pulled.stored_ms).to_proto());
+    system.store_host = store_host.to_owned();
+    system.queue_id = i32::try_from(queue).ok()?;
+    system.queue_offset = Some(i64::try_from(pulled.offset).ok()?);
     Some(message)
 }
 
@@ -215,6 +227,19 @@ mod tests {
         assert_eq!(system.body_encoding, Encoding::Identity as i32);
         let digest = system.body_digest.expect("always");
         assert_eq!((digest.r#type, digest.checksum.as_str()), (2, "5D41402ABC4B2A76B9719D911017C592"));
+    }
+
+    #[test]
+    fn a_pulled_message_says_where_it_stands_and_has_no_receipt() {
+        let record = to_record(message(None)).expect("no digest to check").record;
+        let pulled = PulledOne { offset: 9, stored_ms: 1_500, record };
+        let back = to_pulled_message(pulled, 3, "10.0.0.1:8081").expect("a message");
+        assert_eq!(back.body, "hello");
+        let system = back.system_properties.expect("set");
+        assert_eq!((system.queue_id, system.queue_offset), (3, Some(9)));
+        assert_eq!((system.receipt_handle, system.delivery_attempt, system.invisible_duration), (None, None, None));
+        assert_eq!(system.store_timestamp, Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }));
+        assert_eq!(system.body_digest.expect("always").checksum, "5D41402ABC4B2A76B9719D911017C592");
     }
 
     #[test]

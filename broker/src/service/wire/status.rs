@@ -120,6 +120,7 @@ impl From<Failure> for Fault {
                 Self::new(Code::PreconditionFailed, failure.to_string())
             }
             Failure::Filter(_) => Self::new(Code::IllegalFilterExpression, failure.to_string()),
+            Failure::FiltersDiffer { .. } => Self::new(Code::PreconditionFailed, failure.to_string()),
             Failure::Retry(_) => Self::new(Code::BadRequest, failure.to_string()),
             Failure::NoDeadLetters => Self::new(Code::NotFound, failure.to_string()),
             Failure::NoOrigin => Self::new(Code::PreconditionFailed, failure.to_string()),

@@ -107,6 +107,34 @@ pub(crate) fn group(resource: Option<&v2::Resource>, namespace: &str) -> Result<
     with_namespace(resource, namespace, |name| GroupName::parse(name).map_err(illegal))
 }
 
+/// The topic and the queue that a pull, or a question about an offset, names.
+pub(crate) fn queue(queue: Option<&v2::MessageQueue>, namespace: &str) -> Result<(TopicName, u32), Fault> {
+    let topic = topic(queue.and_then(|queue| queue.topic.as_ref()), namespace)?;
+    let id = queue.map_or(-1, |queue| queue.id);
+    let number = u32::try_from(id).map_err(|_| {
+        let text = format!("queue {id} stands for no queue in particular; name one of the topic's route");
+        Fault::new(Code::BadRequest, text)
+    })?;
+    Ok((topic, number))
+}
+
+/// An offset as a client writes it.
+pub(crate) fn offset(offset: i64) -> Result<u64, Fault> {
+    let negative = |_| Fault::new(Code::IllegalOffset, format!("offset {offset} is negative; offsets begin at 0"));
+    u64::try_from(offset).map_err(negative)
+}
+
+/// The time that a queue is asked for, in milliseconds since 1970: the first one that is not before it.
+pub(crate) fn query_time(time: Option<&prost_types::Timestamp>) -> Result<u64, Fault> {
+    let Some(time) = time.filter(|time| (0..1_000_000_000).contains(&time.nanos)) else {
+        let text = "the query is for a time and its timestamp is missing or malformed; set it";
+        return Err(Fault::new(Code::BadRequest, text));
+    };
+    let seconds = u64::try_from(time.seconds).unwrap_or(0);
+    let ms = u64::from(time.nanos.unsigned_abs()).div_ceil(1_000_000);
+    Ok(if time.seconds < 0 { 0 } else { seconds.saturating_mul(1000).saturating_add(ms) })
+}
+
 /// A resource of a namespace is stored under `namespace%name`, as RocketMQ does.
 fn with_namespace<T>(
     resource: Option<&v2::Resource>,

@@ -270,3 +270,25 @@ fn client_properties_are_bounded() {
     let many: Vec<String> = (0..33).map(|at| format!("k{at}")).collect();
     assert_eq!(check(&many.iter().map(|key| (key.as_str(), "v")).collect::<Vec<_>>()), 40021);
 }
+
+#[test]
+fn a_queue_is_named_by_topic_and_number_and_one_that_stands_for_all_is_not_one() {
+    let named = |id| {
+        let topic = Some(v2::Resource { resource_namespace: String::new(), name: "t".into() });
+        queue(Some(&v2::MessageQueue { topic, id, ..v2::MessageQueue::default() }), "")
+    };
+    assert_eq!(named(7).map(|(topic, id)| (topic.to_string(), id)), Ok(("t".to_owned(), 7)));
+    assert_eq!(named(-1).map_err(|fault| fault.code as i32), Err(40000));
+    assert_eq!(queue(None, "").map_err(|fault| fault.code as i32), Err(40002));
+}
+
+#[test]
+fn an_offset_and_a_time_are_checked() {
+    assert_eq!((offset(0), offset(i64::MAX)), (Ok(0), Ok(i64::MAX as u64)));
+    assert_eq!(offset(-1).map_err(|fault| fault.code as i32), Err(40019));
+    let time = |seconds, nanos| query_time(Some(&prost_types::Timestamp { seconds, nanos }));
+    assert_eq!((time(1, 0), time(1, 1), time(1, 1_000_000)), (Ok(1000), Ok(1001), Ok(1001)), "never before it");
+    assert_eq!((time(-5, 7), time(i64::MAX, 0)), (Ok(0), Ok(u64::MAX)));
+    assert_eq!(time(1, -1).map_err(|fault| fault.code as i32), Err(40000));
+    assert_eq!(query_time(None).map_err(|fault| fault.code as i32), Err(40000));
+}

@@ -64,6 +64,11 @@ impl Order {
         self.waiting.len()
     }
 
+    /// How many wait at `offset` or behind it.
+    pub(super) fn waiting_from(&self, offset: u64) -> usize {
+        self.waiting.range(offset..).count()
+    }
+
     pub(super) fn is_waiting(&self, offset: u64) -> bool {
         self.waiting.contains_key(&offset)
     }
