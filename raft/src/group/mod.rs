@@ -4,7 +4,8 @@
 //! start ── recover, restore the machine, bind ──▶ birth (a new node) ──▶ watch: leader, isolation, faults
 //!                                                  members (a leader)     floor: image at the floor → snapshot → purge
 //!                                                  gate (a node that may have forgotten what it acked)
-//! propose, transfer, status: what callers do with it
+//!                                                  removed (a node that has left)
+//! propose, transfer, change, status: what callers do with it
 //! ```
 //! All tasks of a node run in one scope: they end together, at shutdown or in a simulated crash.
 
@@ -45,6 +46,7 @@ use crate::{
 };
 
 mod birth;
+mod change;
 mod fast_path;
 mod floor;
 mod gate;
@@ -53,12 +55,14 @@ mod history;
 mod members;
 mod metrics;
 mod propose;
+mod removed;
 mod service;
 mod start;
 mod status;
 mod transfer;
 mod watcher;
 
+pub use change::{ChangeError, ChangeStep, MemberChange};
 pub use history::{Cause, LeaderChange};
 pub use transfer::TransferError;
 
@@ -269,6 +273,7 @@ struct Inner {
     stop: CancellationToken,
     /// One change of membership at a time.
     admitting: tokio::sync::Mutex<()>,
+    under_way: change::UnderWay,
     /// Held while the node runs.
     lock: Mutex<Option<Box<dyn Send + Sync>>>,
 }
@@ -401,6 +406,23 @@ impl<M: StateMachine> Group<M> {
     /// See [`TransferError`]; nothing has changed then.
     pub async fn transfer(&self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
         transfer::transfer(&self.inner, to).await
+    }
+
+    /// Takes a change of membership one step further, and tells how far it is: to be asked again until it is [`ChangeStep::Done`], of
+    /// whoever leads. Nothing is remembered elsewhere than in the membership, so the same question asked of a later leader, or once more
+    /// after its answer was lost, goes on or says that it is done. Nothing acknowledged is lost at any step, and no step takes the group's
+    /// quorum away as long as its live voters stay.
+    ///
+    /// A new node must be running, empty, of the same cluster and segment size, and configured with some nodes of this group. It becomes a
+    /// learner, and a voter once it lacks at most 1,000 entries. A leader that is removed hands leadership over first. A removed node that
+    /// runs ends by itself with a reason, see [`Group::fatal`], and refuses to start again from its directory.
+    ///
+    /// Dropped half way, what was begun is finished in the background.
+    ///
+    /// # Errors
+    /// See [`ChangeError`]. After 5 s without a question a change counts as given up and no longer keeps others from beginning.
+    pub async fn change_members(&self, change: MemberChange) -> Result<ChangeStep, ChangeError> {
+        change::step(&self.inner, change).await
     }
 
     /// The last changes of leadership that this node has seen, oldest first.

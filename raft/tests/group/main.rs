@@ -6,5 +6,6 @@ mod async_flush;
 mod cluster;
 mod fast_path;
 mod leader_restore;
+mod membership;
 mod support;
 mod tcp;
