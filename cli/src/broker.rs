@@ -346,10 +346,11 @@ fn failed(error: &RunError) -> Failure {
         }
         RunError::Start(_) => "do as the reason says, then start the node again",
         RunError::Task(_) => "start the node again; report this as a bug",
+        RunError::Removed(_) => "nothing, if it was meant: the group goes on without this node",
         RunError::Fatal(_) => "look at the disk and at the log above, then start the node again",
     };
     let what = match error {
-        RunError::Task(_) | RunError::Fatal(_) => "the node has stopped",
+        RunError::Task(_) | RunError::Fatal(_) | RunError::Removed(_) => "the node has stopped",
         RunError::Config(_) | RunError::Listen { .. } | RunError::Start(_) => "the node did not start",
     };
     failure::error(what, error.to_string(), next)

@@ -48,7 +48,8 @@ pub use quorate_proto::time::Timestamp;
 
 /// What operators ask for and get, as the wire has it.
 pub use quorate_proto::admin::{
-    ClusterStatusResponse, ConsumerGroup, DeadLetter, DeadLetterPlace, DeadLetterTopic, ExponentialDelays,
-    LeaderChange, ListTransactionsResponse, NodeHistory, NodeStatus, Outcome, Queue, Redriven, Retry,
-    ShowDeadLettersRequest, ShowDeadLettersResponse, Topic, TopicType, Transaction as WaitingTransaction,
+    ChangeMembersResponse, ChangeState, ClusterStatusResponse, ConsumerGroup, DeadLetter, DeadLetterPlace,
+    DeadLetterTopic, ExponentialDelays, LeaderChange, ListTransactionsResponse, NodeHistory, NodeStatus, Outcome,
+    Queue, Redriven, Retry, ShowDeadLettersRequest, ShowDeadLettersResponse, Topic, TopicType,
+    Transaction as WaitingTransaction,
 };

@@ -10,7 +10,11 @@
 //! Cards a moment old are enough. A member that is wiped between its card and the first entry comes back as a new identity,
 //! which is not in that membership; the others form a majority without it and take it in.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::Instant;
@@ -65,6 +69,7 @@ pub(super) async fn be_born(inner: Arc<Inner>, disk: Arc<dyn Disk>) {
             }
             Step::Removed(told) => {
                 let reason = removed::mark(disk.as_ref(), &inner.config, &told);
+                inner.is_removed.store(true, Ordering::Release);
                 inner.fatal.set(reason);
                 return;
             }

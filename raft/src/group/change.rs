@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use openraft::{
     ChangeMembers,
     errors::{ChangeMembershipError, ClientWriteError, RaftError},
@@ -29,11 +30,14 @@ use super::{
 use crate::{
     binding::{Node, RaftMembership},
     peer::{
-        codec::{Card, Stage},
+        codec::{Card, Kind, Stage},
         dial::DialError,
     },
     types::{LogIndex, NodeId},
 };
+
+/// Entries a voter may lack to count as one that carries a quorum.
+const VOTER_LAG_MAX: u64 = 10 * LAG_MAX;
 
 /// Without a question for so long, a change counts as given up, and another one may begin.
 const GIVEN_UP: Duration = Duration::from_secs(5);
@@ -281,7 +285,8 @@ async fn add(
         return Ok(step);
     }
     let mut changes = address_changes(inner, now, Some((learner, address)));
-    let wanted = voting.difference(instead_of).copied().chain([learner]).collect();
+    let wanted: BTreeSet<NodeId> = voting.difference(instead_of).copied().chain([learner]).collect();
+    has_quorum(inner, &wanted, &format!("with node {number}")).await?;
     changes.push(ChangeMembers::ReplaceAllVoters(wanted));
     tracing::info!(node = ?learner, leaving = ?instead_of, "node becomes a voter");
     commit(inner, ChangeMembers::Batch(changes), false).await?;
@@ -397,7 +402,10 @@ async fn remove(inner: &Arc<Inner>, now: &RaftMembership, number: u16) -> Result
         commit(inner, ChangeMembers::RemoveNodes(learners), false).await?;
         return Ok(done);
     }
-    stays_alive(inner, &rest, number)?;
+    if rest.is_empty() {
+        return refuse(format!("node {number} is the only voter; add another first"));
+    }
+    has_quorum(inner, &rest, &format!("without node {number}")).await?;
     if leaving.contains(&inner.me) {
         return step_aside(inner, number).await;
     }
@@ -411,23 +419,35 @@ async fn remove(inner: &Arc<Inner>, now: &RaftMembership, number: u16) -> Result
     Ok(done)
 }
 
-/// Whether the voters that are left without a node are a quorum of themselves.
-fn stays_alive(inner: &Inner, rest: &BTreeSet<NodeId>, number: u16) -> Result<(), ChangeError> {
-    if rest.is_empty() {
-        return refuse(format!("node {number} is the only voter; add another first"));
-    }
-    let (alive, dead): (Vec<NodeId>, Vec<NodeId>) = rest.iter().partition(|id| is_alive(inner, **id));
-    let majority = rest.len() / 2 + 1;
-    if alive.len() >= majority {
+/// Makes sure that these voters would be a quorum of themselves, by asking each of them now: a node that died a moment ago still has a fresh
+/// card, and a change that counts on it could be finished by nobody. One that has to catch up a lot cannot carry a quorum either.
+async fn has_quorum(inner: &Inner, wanted: &BTreeSet<NodeId>, what: &str) -> Result<(), ChangeError> {
+    let answers = join_all(wanted.iter().map(|id| is_sound(inner, *id))).await;
+    let (sound, others): (Vec<_>, Vec<_>) = wanted.iter().copied().zip(answers).partition(|(_, is_sound)| *is_sound);
+    let majority = wanted.len() / 2 + 1;
+    if sound.len() >= majority {
         return Ok(());
     }
+    let numbers = |nodes: Vec<(NodeId, bool)>| list(nodes.into_iter().map(|(id, _)| id));
     refuse(format!(
-        "without node {number} the voters are {}, of which {majority} must live, and {} answer only: bring nodes {} back, or remove them \
-         first",
-        list(rest.iter().copied()),
-        if alive.is_empty() { "none".to_owned() } else { list(alive) },
-        list(dead)
+        "{what} the voters are nodes {}, of which {majority} must live and have nearly all of the log, and only {} do: bring nodes {} back, \
+         or remove them first",
+        list(wanted.iter().copied()),
+        if sound.is_empty() { "none".to_owned() } else { numbers(sound) },
+        numbers(others)
     ))
+}
+
+async fn is_sound(inner: &Inner, id: NodeId) -> bool {
+    if id == inner.me {
+        return true;
+    }
+    let Some(peer) = inner.peers.known(id.number()) else {
+        return false;
+    };
+    let (card, deadline) = (inner.peers.my_card().encode(), Instant::now() + PATIENCE);
+    let answer = inner.peers.control(id, &peer.address(), Kind::Card, card, deadline).await;
+    answer.is_ok() && lag(inner, id).is_some_and(|lag| lag <= VOTER_LAG_MAX)
 }
 
 /// Hands leadership over before this node leaves.
@@ -491,10 +511,10 @@ async fn commit(
         Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
             Err(ChangeError::NotLeader { leader: forward.leader_id.filter(|leader| *leader != inner.me) })
         }
-        Ok(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error)))) => match error {
-            ChangeMembershipError::InProgress(_) => Err(ChangeError::Busy("another change is under way".into())),
-            other => refuse(other.to_string()),
-        },
+        Ok(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_))))) => {
+            Err(ChangeError::Busy("another change is under way".into()))
+        }
+        Ok(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error)))) => refuse(error.to_string()),
         Ok(Err(RaftError::APIError(other))) => unknown(other.to_string()),
         Ok(Err(RaftError::Fatal(fatal))) => {
             Err(ChangeError::Stopped(inner.stopped().unwrap_or_else(|| fatal.to_string())))

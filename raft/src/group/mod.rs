@@ -12,7 +12,10 @@
 use std::{
     io,
     marker::PhantomData,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -220,7 +223,9 @@ pub struct GroupStatus {
     pub syncs: u64,
     /// Entries appended since start.
     pub entries: u64,
-    /// Everyone in the membership.
+    /// Where the membership that this node goes by stands in the log; `None` before the group is born.
+    pub membership: Option<LogIndex>,
+    /// Everyone in it.
     pub members: Vec<MemberStatus>,
 }
 
@@ -274,6 +279,8 @@ struct Inner {
     /// One change of membership at a time.
     admitting: tokio::sync::Mutex<()>,
     under_way: change::UnderWay,
+    /// This node was removed from the group, which is why it ends.
+    is_removed: AtomicBool,
     /// Held while the node runs.
     lock: Mutex<Option<Box<dyn Send + Sync>>>,
 }
@@ -433,6 +440,11 @@ impl<M: StateMachine> Group<M> {
     /// Resolves when the node has stopped by a fault, with its reason. The process must then exit non-zero.
     pub async fn fatal(&self) -> String {
         self.inner.fatal.wait().await
+    }
+
+    /// Whether the reason is that this node was removed from its group: no fault, and no start from its directory will do.
+    pub fn is_removed(&self) -> bool {
+        self.inner.is_removed.load(Ordering::Acquire)
     }
 
     /// Stops: no more proposals, listener closed, log synced and marked clean, lock released.

@@ -4,7 +4,7 @@
 use std::{
     io,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 use futures_util::FutureExt;
@@ -175,6 +175,7 @@ async fn begin(
         stop: stop.clone(),
         admitting: tokio::sync::Mutex::new(()),
         under_way: change::UnderWay::default(),
+        is_removed: AtomicBool::new(false),
         lock: Mutex::new(Some(lock)),
     });
 
