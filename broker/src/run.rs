@@ -132,6 +132,9 @@ pub enum RunError {
     /// The log has stopped by a fault.
     #[error("{0}")]
     Fatal(String),
+    /// The node was removed from its group; says the remedy if that was not meant.
+    #[error("{0}")]
+    Removed(String),
 }
 
 /// Runs a node until `shutdown`. `ready` is called once its listeners are bound and it takes part in the group.
@@ -391,7 +394,10 @@ impl Node {
         };
         let ended = tokio::select! {
             () = leave => Ok(()),
-            reason = self.group.fatal() => Err(RunError::Fatal(self.space.explain(reason))),
+            reason = self.group.fatal() => Err(match self.group.is_removed() {
+                true => RunError::Removed(reason),
+                false => RunError::Fatal(self.space.explain(reason)),
+            }),
             reason = self.shared.given_up() => Err(RunError::Fatal(self.space.explain(reason))),
             error = tasks.failed() => Err(error),
         };

@@ -83,6 +83,9 @@ pub struct BrokerArgs {
     /// Form the group although a peer is unreachable or not empty, once, by hand (node.bootstrap)
     #[arg(long)]
     bootstrap: bool,
+    /// Join the group of the peers and never form one, on a node that is added (node.join)
+    #[arg(long)]
+    join: bool,
     /// How log lines look (log.format)
     #[arg(long, value_enum)]
     log_format: Option<LogFormat>,
@@ -167,6 +170,7 @@ impl BrokerArgs {
         layers.flag("--name-servers", "network.name_servers", self.name_servers.as_deref());
         layers.switch("--insecure", "network.insecure", self.insecure);
         layers.switch("--bootstrap", "node.bootstrap", self.bootstrap);
+        layers.switch("--join", "node.join", self.join);
         layers.flag("--log-format", "log.format", self.log_format.map(LogFormat::name));
         layers.load()
     }
@@ -342,10 +346,11 @@ fn failed(error: &RunError) -> Failure {
         }
         RunError::Start(_) => "do as the reason says, then start the node again",
         RunError::Task(_) => "start the node again; report this as a bug",
+        RunError::Removed(_) => "nothing, if it was meant: the group goes on without this node",
         RunError::Fatal(_) => "look at the disk and at the log above, then start the node again",
     };
     let what = match error {
-        RunError::Task(_) | RunError::Fatal(_) => "the node has stopped",
+        RunError::Task(_) | RunError::Fatal(_) | RunError::Removed(_) => "the node has stopped",
         RunError::Config(_) | RunError::Listen { .. } | RunError::Start(_) => "the node did not start",
     };
     failure::error(what, error.to_string(), next)
@@ -381,6 +386,7 @@ mod tests {
             name_servers: Some("127.0.0.1:1".to_owned()),
             insecure: true,
             bootstrap: true,
+            join: false,
             log_format: Some(LogFormat::Json),
             print_config: false,
         };

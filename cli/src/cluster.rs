@@ -1,10 +1,11 @@
-//! `quorate cluster …`: the broker group on one screen with its health as an exit code, and who leads it, now and before.
+//! `quorate cluster …`: the broker group on one screen with its health as an exit code, who leads it, now and before, and who is in it.
 
 use clap::Subcommand;
 use quorate_client::{Admin, AdminError};
 
 use crate::{
     leadership::{self, TransferArgs},
+    members::{AddArgs, RemoveArgs, ReplaceArgs},
     output::{Answer, Format},
     status::{self, StatusArgs},
 };
@@ -18,6 +19,12 @@ pub enum ClusterCommand {
     Transfer(TransferArgs),
     /// Show the last changes of leadership: why, how long the election took, how long nothing was acknowledged
     History,
+    /// Add a node while the group runs: it catches up first, then it votes
+    Add(AddArgs),
+    /// Remove a node while the group runs, dead or alive; refused if the rest would have no quorum
+    Remove(RemoveArgs),
+    /// Put a new node in the place of another, dead or alive, while the group runs
+    Replace(ReplaceArgs),
 }
 
 impl ClusterCommand {
@@ -27,6 +34,9 @@ impl ClusterCommand {
             Self::Status(_) => status::PURPOSE,
             Self::Transfer(_) => "leadership was not handed over",
             Self::History => "the past leaders are not known",
+            Self::Add(_) => "the node was not added",
+            Self::Remove(_) => "the node was not removed",
+            Self::Replace(_) => "the node was not replaced",
         }
     }
 }

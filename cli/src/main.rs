@@ -15,6 +15,7 @@ mod group;
 mod health;
 mod leadership;
 mod logging;
+mod members;
 mod message;
 mod moment;
 mod namesrv;
@@ -36,6 +37,7 @@ use crate::{
     cli::{Cli, Command},
     cluster::ClusterCommand,
     failure::Failure,
+    members::Change,
     output::{Answer, note},
 };
 
@@ -109,7 +111,11 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
         Command::Cluster(command) => on(1, async {
             let failed = called(command.purpose().to_owned());
             let client = client(endpoints).map_err(called(command.purpose().to_owned()))?;
+            let change = |change| Change::run(change, command.purpose(), client.admin(), endpoints, cli.output);
             let health = match command {
+                ClusterCommand::Add(args) => Ok(change(args.into()).await?),
+                ClusterCommand::Remove(args) => Ok(change(args.into()).await?),
+                ClusterCommand::Replace(args) => Ok(change(args.into()).await?),
                 ClusterCommand::Status(status) => status.run(&client.admin(), endpoints, cli.output).await?,
                 ClusterCommand::Transfer(args) => {
                     Ok(cluster::transfer(args, &client.admin(), cli.output).await.map_err(failed)?)

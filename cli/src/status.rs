@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use crate::{
     broker,
     failure::{self, Exit, Failure},
+    members::bytes,
     output::{Answer, Format, is_screen, note},
     page,
 };
@@ -179,8 +180,22 @@ fn merge(told: Vec<ClusterStatusResponse>) -> Option<ClusterStatusResponse> {
             }
         }
     }
-    let first = told.into_iter().min_by_key(|status| status.answered_by)?;
-    Some(ClusterStatusResponse { nodes: best.into_values().map(|(_, node)| node).collect(), ..first })
+    // Who votes, and who is a member at all, is told by the newest membership.
+    let newest =
+        told.iter().max_by_key(|status| (status.membership_index, std::cmp::Reverse(status.answered_by)))?.clone();
+    let is_told = newest.voters > 0;
+    let member = |number: u32| newest.nodes.iter().find(|node| node.number == number);
+    let mut nodes: Vec<NodeStatus> = Vec::new();
+    for (_, node) in best.into_values() {
+        match member(node.number) {
+            Some(known) => nodes.push(NodeStatus { voter: known.voter, ..node }),
+            None if !is_told => nodes.push(node),
+            // It has left, and whoever names it does not know yet.
+            None => {}
+        }
+    }
+    let answered_by = told.iter().map(|status| status.answered_by).min()?;
+    Some(ClusterStatusResponse { nodes, answered_by, ..newest })
 }
 
 fn nobody(endpoints: &str, error: &CallError, silent: &BTreeMap<String, String>) -> Failure {
@@ -200,12 +215,28 @@ fn leads(node: &NodeStatus) -> bool {
     node.reachable && node.role == "leader"
 }
 
-/// Nobody leads, a node is away, or all is well.
+/// How many vote. Before the group is born, and of a broker that does not tell, each number does once: a learner is to take the place of the node
+/// that had its number before, which is named beside it.
+pub fn voters(status: &ClusterStatusResponse) -> usize {
+    match status.voters {
+        0 => status.nodes.iter().map(|node| node.number).collect::<BTreeSet<_>>().len(),
+        voters => voters as usize,
+    }
+}
+
+/// Whether a node counts for the quorum.
+pub fn votes(status: &ClusterStatusResponse, node: &NodeStatus) -> bool {
+    node.voter || status.voters == 0
+}
+
+/// Nobody leads, a node is away or its vote is, or all is well.
 fn health(status: &ClusterStatusResponse) -> Result<(), Exit> {
     if !status.nodes.iter().any(leads) {
         return Err(Exit::NoQuorum);
     }
-    if status.nodes.iter().all(|node| node.reachable) { Ok(()) } else { Err(Exit::Unhealthy) }
+    let voting = status.nodes.iter().filter(|node| node.reachable && votes(status, node)).count();
+    let all_there = status.nodes.iter().all(|node| node.reachable) && voting >= voters(status);
+    if all_there { Ok(()) } else { Err(Exit::Unhealthy) }
 }
 
 /// What is wrong when nobody leads, in words.
@@ -214,7 +245,7 @@ fn verdict(status: &ClusterStatusResponse) -> Option<String> {
         return None;
     }
     let named = |reachable: bool, one: &str, many: &str| {
-        let nodes = status.nodes.iter().filter(|node| node.reachable == reachable);
+        let nodes = status.nodes.iter().filter(|node| node.reachable == reachable && votes(status, node));
         let numbers: Vec<String> = nodes.map(|node| node.number.to_string()).collect();
         match numbers.as_slice() {
             [] => None,
@@ -224,22 +255,18 @@ fn verdict(status: &ClusterStatusResponse) -> Option<String> {
     };
     let parts: Vec<String> =
         [named(true, "answers", "answer"), named(false, "does not", "do not")].into_iter().flatten().collect();
-    let voters = voters(&status.nodes);
+    let voters = voters(status);
     Some(format!(
         "no leader / no quorum: {}; {} of {voters} must reach each other, so start those that are away",
         parts.join(", "),
-        voters / 2 + 1,
+        voters / 2 + 1
     ))
 }
 
-/// How many vote. A learner is to take the place of the one that had its number before, which is named beside it, or not at all if a
-/// node that answers for it is: each number votes once.
-fn voters(nodes: &[NodeStatus]) -> usize {
-    nodes.iter().map(|node| node.number).collect::<BTreeSet<_>>().len()
-}
-
 fn answer(status: &ClusterStatusResponse) -> Answer {
-    let end = status.nodes.iter().filter(|node| node.reachable).map(|node| node.last_index).max().unwrap_or(0);
+    let reachable = || status.nodes.iter().filter(|node| node.reachable);
+    let end = reachable().map(|node| node.last_index).max().unwrap_or(0);
+    let end_position = reachable().map(|node| node.end_position).max().unwrap_or(0);
     let row = |node: &NodeStatus| {
         if !node.reachable {
             let mut row = vec![node.number.to_string(), "away".to_owned()];
@@ -248,7 +275,7 @@ fn answer(status: &ClusterStatusResponse) -> Answer {
             return row;
         }
         let unsynced = node.end_position.saturating_sub(node.synced_position);
-        let synced = if unsynced == 0 { "all".to_owned() } else { format!("-{unsynced} B") };
+        let synced = if unsynced == 0 { "all".to_owned() } else { format!("all but {unsynced} B") };
         vec![
             node.number.to_string(),
             node.role.clone(),
@@ -259,7 +286,14 @@ fn answer(status: &ClusterStatusResponse) -> Answer {
             synced,
             end.saturating_sub(node.last_index).to_string(),
             node.client_address.clone(),
-            format!("{} {} on {}{}", node.version, node.flush, node.file_system, disk(node)),
+            format!(
+                "{} {} on {}{}{}",
+                node.version,
+                node.flush,
+                node.file_system,
+                disk(node),
+                learner(status, node, end_position)
+            ),
         ]
     };
     Answer {
@@ -269,8 +303,20 @@ fn answer(status: &ClusterStatusResponse) -> Answer {
             "cluster": status.cluster,
             "group": status.group,
             "leader": status.nodes.iter().find(|node| leads(node)).map(|node| node.number),
-            "nodes": status.nodes.iter().map(|node| object(node, end)).collect::<Vec<_>>(),
+            "voters": voters(status),
+            "nodes": status.nodes.iter().map(|node| object(node, votes(status, node), end)).collect::<Vec<_>>(),
         }),
+    }
+}
+
+/// What is to be said of a node without a vote.
+fn learner(status: &ClusterStatusResponse, node: &NodeStatus, end_position: u64) -> String {
+    if votes(status, node) {
+        return String::new();
+    }
+    match end_position.saturating_sub(node.end_position) {
+        0 => ", no vote: has all of the log".to_owned(),
+        left => format!(", no vote: {} of the log to come", bytes(left)),
     }
 }
 
@@ -284,9 +330,10 @@ fn disk(node: &NodeStatus) -> String {
     }
 }
 
-fn object(node: &NodeStatus, end: u64) -> Value {
+fn object(node: &NodeStatus, votes: bool, end: u64) -> Value {
     json!({
         "number": node.number,
+        "voter": votes,
         "reachable": node.reachable,
         "role": node.role,
         "term": node.term,
@@ -333,6 +380,54 @@ mod tests {
         assert_eq!(health(&all), Ok(()));
         assert_eq!(health(&status(vec![node(1, "leader", 9), node(2, "", 0)])), Err(Exit::Unhealthy));
         assert_eq!(health(&status(vec![node(1, "candidate", 9), node(2, "", 0)])), Err(Exit::NoQuorum));
+    }
+
+    fn told(voters: u32, membership_index: u64, nodes: Vec<(bool, NodeStatus)>) -> ClusterStatusResponse {
+        let nodes = nodes.into_iter().map(|(voter, node)| NodeStatus { voter, ..node }).collect();
+        ClusterStatusResponse { voters, membership_index, ..status(nodes) }
+    }
+
+    #[test]
+    fn only_voters_count_for_the_quorum_and_a_learner_says_how_far_it_is() {
+        let mut learner = node(4, "learner", 5);
+        learner.end_position = 1 << 20;
+        let mut leader = node(1, "leader", 9);
+        leader.end_position = 3 << 20;
+        let voters = vec![(true, leader), (true, node(2, "follower", 9)), (true, node(3, "follower", 9))];
+        let grows = told(3, 7, [voters.clone(), vec![(false, learner)]].concat());
+        assert_eq!(health(&grows), Ok(()));
+        let answer = answer(&grows);
+        assert!(answer.rows[3][9].contains("no vote: 2.0 MiB of the log to come"), "{:?}", answer.rows[3]);
+        assert_eq!((&answer.json["voters"], &answer.json["nodes"][3]["voter"]), (&json!(3), &json!(false)));
+        // The identity that votes under number 3 is gone; a new directory has its number and no vote yet.
+        let mut wiped = voters;
+        wiped[2].0 = false;
+        assert_eq!(health(&told(3, 7, wiped)), Err(Exit::Unhealthy));
+        let alone = told(
+            3,
+            7,
+            vec![
+                (true, node(1, "candidate", 9)),
+                (true, node(2, "", 0)),
+                (true, node(3, "", 0)),
+                (false, node(4, "learner", 1)),
+            ],
+        );
+        let said = verdict(&alone).expect("nobody leads");
+        assert!(said.contains("node 1 answers, nodes 2, 3 do not; 2 of 3 must"), "{said}");
+    }
+
+    #[test]
+    fn of_several_answers_the_newest_membership_says_who_is_in_the_group() {
+        let mut old = told(3, 4, vec![(true, node(1, "", 0)), (true, node(2, "follower", 9)), (true, node(3, "", 0))]);
+        old.answered_by = 2;
+        let mut new =
+            told(3, 30, vec![(true, node(2, "", 0)), (true, node(3, "leader", 9)), (true, node(4, "follower", 9))]);
+        new.answered_by = 3;
+        let merged = merge(vec![old, new]).expect("somebody told something");
+        let roles: Vec<_> = merged.nodes.iter().map(|node| (node.number, node.role.as_str(), node.voter)).collect();
+        assert_eq!(roles, [(2, "follower", true), (3, "leader", true), (4, "follower", true)]);
+        assert_eq!((health(&merged), merged.answered_by), (Ok(()), 2));
     }
 
     #[test]

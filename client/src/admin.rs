@@ -305,6 +305,26 @@ impl Admin {
             .clone())
     }
 
+    /// Takes a change of the broker group's members one step further and tells how far it is: node `add`, a number and the address of its
+    /// peer listener, is added, node `remove` is removed, or with both the first takes the place of the second. To be called again until
+    /// it is done; a repeated call does no harm.
+    ///
+    /// # Errors
+    /// `Refused` with 42800 if it must not be or another change is under way; the reason says what to do. `NotNow` and `Unknown`: the
+    /// same call goes on.
+    pub async fn change_members(
+        &self,
+        add: Option<(u16, &str)>,
+        remove: Option<u16>,
+    ) -> Result<admin::ChangeMembersResponse, AdminError> {
+        let add = add
+            .map(|(number, address)| admin::MemberAddress { number: number.into(), peer_address: address.to_owned() });
+        let request = admin::ChangeMembersRequest { add, remove: remove.unwrap_or(0).into() };
+        call!(self, change_members(request), repeat: true, |answer: &'_ admin::ChangeMembersResponse| answer
+            .outcome
+            .clone())
+    }
+
     /// The last changes of leadership as every node saw them, by number of the node.
     ///
     /// # Errors

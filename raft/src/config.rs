@@ -53,7 +53,8 @@ pub struct GroupConfig {
     pub cluster: String,
     /// This node's configured number; must be among `members` unless it joins an existing group.
     pub number: u16,
-    /// All members, this node included.
+    /// The members at the group's birth, or some of those of the group that this node joins; this node included. Members that came
+    /// later are found by the group's own membership, and those that left may stay in the list. These addresses lead.
     pub members: Vec<Member>,
     /// Address the peer listener binds to.
     pub peer_listen: String,
@@ -83,6 +84,8 @@ pub struct GroupConfig {
     pub fast_path: Option<FastPath>,
     /// Start a group with this node's members although peers are unreachable or not empty (`--bootstrap`).
     pub bootstrap: bool,
+    /// Never form a group, only join one that exists, whatever `members` and the peers look like.
+    pub join: bool,
     /// Seed of every random choice of this node.
     pub seed: u64,
     /// Test only: openraft's `enable_leader_restore`. `Group::start` refuses `true` unless the crate is built for the named regression test.
@@ -121,6 +124,12 @@ impl GroupConfig {
             if member.peer_address.len() > 255 {
                 return refuse(format!("members: the address of node {} is longer than 255 bytes", member.number));
             }
+        }
+        if self.join && self.bootstrap {
+            return refuse("join and bootstrap: a node either joins a group or starts one".into());
+        }
+        if self.join && self.members.iter().all(|member| member.number == self.number) {
+            return refuse("members: name no other node, so there is no group to join".into());
         }
         if self.info.len() > 1024 {
             return refuse(format!("info: {} bytes long, at most 1024", self.info.len()));

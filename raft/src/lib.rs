@@ -30,8 +30,8 @@ pub mod types;
 pub use config::{ConfigError, FastPath, FlushMode, GroupConfig, Member, WriterMode};
 pub use disk::{Disk, DiskFile, RealDisk, SimDisk};
 pub use group::{
-    CallError, CallHandler, Cause, Doors, Group, GroupHealth, GroupStatus, LeaderChange, LeaderView, MachineStart,
-    MemberStatus, ProposeError, Role, StartError, TransferError, VoterHealth,
+    CallError, CallHandler, Cause, ChangeError, ChangeStep, Doors, Group, GroupHealth, GroupStatus, LeaderChange,
+    LeaderView, MachineStart, MemberChange, MemberStatus, ProposeError, Role, StartError, TransferError, VoterHealth,
 };
 pub use log::LogView;
 pub use machine::{CommittedEntry, ImagePoint, MachineError, StateMachine};

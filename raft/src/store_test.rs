@@ -188,6 +188,7 @@ fn config(dir: std::path::PathBuf, writer: WriterMode) -> GroupConfig {
         election_timeout: (std::time::Duration::from_millis(150), std::time::Duration::from_millis(250)),
         fast_path: None,
         bootstrap: false,
+        join: false,
         seed: 1,
         leader_restore: false,
     }

@@ -77,11 +77,15 @@ pub struct NodeConfig {
     /// Number of this node in the group, 1 to 65535. Default 1. Must be among `peers`; the data directory keeps it for life.
     pub number: u16,
     /// All nodes of the group with their peer addresses, this one included: `["1@10.0.0.1:9870", …]`. Empty (default) means a
-    /// group of one. Must name the same nodes on every node.
+    /// group of one. Must name the same nodes on every node when the group is formed; nodes that are added later are found by the group's
+    /// own membership, and a new node needs itself and some of the others here. Addresses written here lead.
     pub peers: Vec<Peer>,
     /// Form the group although a peer is unreachable or not empty. Default false. Set by hand on one node once, never in a file:
     /// two groups formed this way lose what one of them stored.
     pub bootstrap: bool,
+    /// Never form a group, only join the one that `peers` belong to. Default false. Set it on a node that `quorate cluster add` takes in: with
+    /// wrong peers it waits then, and starts no group beside the one that was meant.
+    pub join: bool,
     /// How long a node that is told to stop waits while the group would have no majority without it. Default `30s`. A second signal
     /// ends the wait and the process at once.
     #[serde(with = "units::duration")]
@@ -267,6 +271,7 @@ impl Default for NodeConfig {
             number: 1,
             peers: Vec::new(),
             bootstrap: false,
+            join: false,
             stop_wait_max: Duration::from_secs(30),
         }
     }
@@ -452,6 +457,7 @@ impl BrokerConfig {
             election_timeout: (timers.timeout_min, timers.timeout_max),
             fast_path: self.election.fast_path(),
             bootstrap: self.node.bootstrap,
+            join: self.node.join,
             seed,
             leader_restore: false,
         }
@@ -472,6 +478,12 @@ impl BrokerConfig {
                 format!("node {} or address {} is listed twice; list every node once", peer.number, peer.address)
             })?;
         }
+        check(!(node.join && node.bootstrap), "node.join", || {
+            "a node either joins a group or forms one; drop node.join or node.bootstrap".into()
+        })?;
+        check(!node.join || peers.len() > 1, "node.peers", || {
+            "name no other node, so there is no group to join; add some nodes of that group".into()
+        })?;
         check(peers.iter().any(|peer| peer.number == node.number), "node.peers", || {
             format!(
                 "node {0} itself is missing; add \"{0}@{1}\" with the address its peers reach",

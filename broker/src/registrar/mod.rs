@@ -256,11 +256,12 @@ impl NameServer {
     }
 }
 
-/// The members that have said where clients find them.
+/// The voters that have said where clients find them. A learner has most of the log to come and may never vote: clients learn of it when it
+/// does.
 fn seen(status: &GroupStatus) -> Vec<Seen> {
     let member = |member: &quorate_raft::MemberStatus| {
         let info = member.info.as_deref().filter(|info| !info.is_empty())?;
         Some(Seen { number: member.id.number(), addresses: Addresses::parse(info), alive: member.alive })
     };
-    status.members.iter().filter_map(member).collect()
+    status.members.iter().filter(|member| member.voter).filter_map(member).collect()
 }

@@ -3,11 +3,11 @@
 //! Both are served on the client listener of every node, so that whoever has an endpoint can look and change. Outcomes carry
 //! RocketMQ's codes.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use quorate_proto::{
     admin::{
-        ClusterStatusRequest, ClusterStatusResponse, ConsumerGroup, CreateGroupRequest, CreateTopicRequest, DeadLetter,
+        ChangeMembersRequest, ChangeMembersResponse, ClusterStatusRequest, ClusterStatusResponse, ConsumerGroup, CreateGroupRequest, CreateTopicRequest, DeadLetter,
         DeadLetterPlace, DeadLetterTopic, DeleteGroupRequest, DeleteTopicRequest, DeleteTopicResponse,
         DescribeGroupRequest, DescribeGroupResponse, DescribeTopicRequest, DescribeTopicResponse,
         EndTransactionRequest, LeaderHistoryRequest, LeaderHistoryResponse, ListDeadLettersRequest,
@@ -28,6 +28,7 @@ use super::{
     client::came_by,
     forward::{Until, from_no},
     leadership,
+    members::{self, Picture},
     wire::status::{Fault, ok},
 };
 use crate::{
@@ -36,7 +37,7 @@ use crate::{
         kind_of,
     },
     machine::TopicKind,
-    registrar::{Addresses, ListenerName},
+    registrar::ListenerName,
 };
 
 /// Half messages of a listing that names no number.
@@ -45,8 +46,6 @@ const TRANSACTIONS_LISTED: u32 = 100;
 const LETTERS_SHOWN: u32 = 100;
 /// Most dead letters of one call to redrive some.
 const REDRIVEN_MAX: usize = 256;
-/// Longest wait for a peer's report.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The operators' service as tonic calls it. Cheap to clone.
 #[derive(Clone)]
@@ -407,6 +406,14 @@ impl BrokerAdmin for Operators {
         Ok(Response::new(TransferLeadershipResponse { outcome: Some(outcome(result)), ..response }))
     }
 
+    async fn change_members(&self, request: Request<ChangeMembersRequest>) -> Answer<ChangeMembersResponse> {
+        let answer = members::change(&self.0.reporter.group, request.into_inner()).await;
+        Ok(Response::new(answer.unwrap_or_else(|fault| {
+            let outcome = Some(outcome(Err(fault)));
+            ChangeMembersResponse { outcome, ..ChangeMembersResponse::default() }
+        })))
+    }
+
     async fn leader_history(&self, _: Request<LeaderHistoryRequest>) -> Answer<LeaderHistoryResponse> {
         let nodes = leadership::histories(&self.0.reporter.group, self.0.clock.now()).await;
         Ok(Response::new(LeaderHistoryResponse { outcome: Some(outcome(Ok(()))), nodes }))
@@ -414,37 +421,32 @@ impl BrokerAdmin for Operators {
 }
 
 impl Service {
-    /// The state of every node, as this one gathers it now; needs no leader. Nodes of the configuration that have never been heard of are
-    /// named too, so that whoever starts a group sees for whom it waits.
+    /// The state of every node, as the leader tells it or this one gathers it; needs no leader. Before the group is born, nodes of the
+    /// configuration that have never been heard of are named too, so that whoever starts a group sees for whom it waits.
     pub(crate) async fn cluster_status(&self, listener: &ListenerName) -> ClusterStatusResponse {
-        let away = |number: u16, peer_address: String, error: String| NodeStatus {
-            number: number.into(),
-            reachable: false,
-            peer_address,
-            error,
-            ..NodeStatus::default()
-        };
-        let mut nodes = vec![self.reporter.report()];
-        for (member, report) in self.dispatch.reports(REPORT_TIMEOUT).await {
-            nodes.push(report.unwrap_or_else(|error| NodeStatus {
-                client_address: member.info.map(|info| Addresses::parse(&info).own).unwrap_or_default(),
-                ..away(member.id.number(), member.peer_address, error)
-            }));
-        }
-        for peer in self.config.peers() {
-            if !nodes.iter().any(|node| node.number == u32::from(peer.number)) {
-                nodes.push(away(peer.number, peer.address, "has not joined the group yet".into()));
+        let mut picture = Picture::best(&self.reporter.group, self.reporter.report()).await;
+        let missing = if picture.voters == 0 { self.config.peers() } else { Vec::new() };
+        for peer in missing {
+            if !picture.nodes.iter().any(|node| node.number == u32::from(peer.number)) {
+                picture.nodes.push(NodeStatus {
+                    number: peer.number.into(),
+                    peer_address: peer.address,
+                    error: "has not joined the group yet".into(),
+                    ..NodeStatus::default()
+                });
             }
         }
-        nodes.sort_by_key(|node| node.number);
+        picture.nodes.sort_by_key(|node| node.number);
         let node = &self.config.node;
         ClusterStatusResponse {
             outcome: Some(outcome(Ok(()))),
             cluster: node.cluster.clone(),
             group: node.group.clone(),
-            nodes,
+            nodes: picture.nodes,
             route: self.live.addresses(listener).to_vec(),
             answered_by: node.number.into(),
+            voters: picture.voters,
+            membership_index: picture.membership_index,
         }
     }
 }

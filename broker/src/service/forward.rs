@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     leadership,
+    members::{self, Picture},
     producers::{ASK_CHECK, ASK_PRODUCERS, Streams, answer_check, answer_producers},
     wire::status::Fault,
 };
@@ -60,7 +61,6 @@ const UNKNOWN: u8 = 5;
 
 // First byte of a question to any node; calls to the leader are below.
 const ASK_CLOCK: u8 = 100;
-const ASK_STATUS: u8 = 101;
 
 /// Why a call came back without its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -292,21 +292,6 @@ impl Dispatch {
         };
         timeout_at(deadline, turn).await.is_ok()
     }
-
-    /// Asks every other node of the group for what it reports about itself.
-    pub async fn reports(&self, timeout: Duration) -> Vec<(quorate_raft::MemberStatus, Result<NodeStatus, String>)> {
-        let status = self.group.status();
-        let others = status.members.into_iter().filter(|member| member.id != status.id);
-        let ask = |member: quorate_raft::MemberStatus| async move {
-            let answer = self.group.call(member.id, Bytes::from_static(&[ASK_STATUS]), timeout).await;
-            let report = match answer {
-                Ok(answer) => NodeStatus::decode(answer).map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            (member, report)
-        };
-        futures_util::future::join_all(others.map(ask)).await
-    }
 }
 
 /// Bytes of a call that is held or under way; given back when dropped.
@@ -384,7 +369,9 @@ impl CallHandler for Desk {
                 Some(&ASK_PRODUCERS) => answer_producers(&parts.producers, request.slice(1..)),
                 Some(&ASK_CHECK) => answer_check(&parts.producers, request.slice(1..)),
                 Some(&ASK_SPACE) => parts.space.report().encode_to_vec().into(),
-                Some(&ASK_STATUS) => (parts.report)().encode_to_vec().into(),
+                Some(&members::ASK_STATUS) => (parts.report)().encode_to_vec().into(),
+                Some(&members::ASK_PICTURE) => Picture::own(&parts.group, (parts.report)()).await.encode(),
+                Some(&members::ASK_CHANGE) => members::answer_change(&parts.group, request.slice(1..)).await,
                 Some(&leadership::ASK_HISTORY) => {
                     leadership::own_history(&parts.group, parts.clock.wall()).encode_to_vec().into()
                 }

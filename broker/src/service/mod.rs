@@ -14,6 +14,7 @@ pub(crate) mod forward;
 mod gate;
 mod health;
 pub(crate) mod leadership;
+pub(crate) mod members;
 mod messaging;
 pub(crate) mod node;
 pub(crate) mod producers;

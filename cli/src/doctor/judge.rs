@@ -8,6 +8,7 @@ use std::{
 use quorate_client::{CallError, ClusterStatusResponse, NodeStatus};
 
 use super::visit::{Facts, Node, Reached, Visit};
+use crate::status::voters;
 
 /// A clock this far off makes people misread times; further off, leaders refuse to follow it (LAW-CLOCK).
 const CLOCK_WARN_MS: u64 = 1_000;
@@ -237,7 +238,7 @@ fn group(status: &ClusterStatusResponse) -> Vec<Finding> {
         )),
         None => findings.push(wrong(
             &about,
-            format!("nobody leads; {have} of {all} nodes are there, {} are needed", all / 2 + 1),
+            format!("nobody leads; {have} of {all} nodes are there, {} voters are needed", voters(status) / 2 + 1),
             "start the nodes that are away; if they are up, see that the nodes reach each other's peer ports (9870 by default)",
         )),
     }

@@ -702,6 +702,18 @@ impl admin::broker_admin_server::BrokerAdmin for Voice {
         Ok(Response::new(admin::TransferLeadershipResponse { outcome, from: 1, to, term: 7, took_us: 9_000 }))
     }
 
+    async fn change_members(
+        &self,
+        r: Request<admin::ChangeMembersRequest>,
+    ) -> Result<Response<admin::ChangeMembersResponse>, Status> {
+        self.note("change_members", &r);
+        let outcome = Some(outcome(&self.answer().await));
+        let asked = r.into_inner();
+        let note = format!("{:?} for {}", asked.add.map(|add| (add.number, add.peer_address)), asked.remove);
+        let state = admin::ChangeState::Done as i32;
+        Ok(Response::new(admin::ChangeMembersResponse { outcome, state, note, ..Default::default() }))
+    }
+
     async fn leader_history(
         &self,
         r: Request<admin::LeaderHistoryRequest>,

@@ -578,6 +578,7 @@ impl<S: Subject> World<S> {
             election_timeout: scenario.election_timeout,
             fast_path: scenario.fast_path,
             bootstrap: false,
+            join: false,
             seed: Dice::new(scenario.seed ^ u64::from(run) << 32, &host(number)).draw(),
             leader_restore: scenario.leader_restore,
         }

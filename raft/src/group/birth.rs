@@ -3,21 +3,30 @@
 //! An empty node looks at the cards of all configured members. If every one is reachable, of this cluster and empty too,
 //! the one with the lowest number writes the first entry: a membership of identities, incarnations included. If any has a
 //! log, the group exists, and an empty node asks its leader to be taken in: as a learner first, then in place of the
-//! identity that had its number before. If so many were wiped that the old voters have no majority left, nobody can say
+//! identity that had its number before. A node that is told to join never forms a group, whatever it finds. One that others no
+//! longer count among their voters asks the leader, too, and ends if it was removed. If so many were wiped that the old voters have no majority left, nobody can say
 //! what was acknowledged; the node refuses with the runbook instead of voting.
 //!
 //! Cards a moment old are enough. A member that is wiped between its card and the first entry comes back as a new identity,
 //! which is not in that membership; the others form a majority without it and take it in.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::Instant;
 
-use super::Inner;
+use super::{
+    Inner,
+    members::Told,
+    removed::{self, Claim},
+};
 use crate::{
     binding::Node,
+    disk::Disk,
     peer::codec::{Card, Kind, Stage},
     types::NodeId,
 };
@@ -35,11 +44,13 @@ const REFUSALS: u32 = 10;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Brings an empty node into its group, and keeps asking while it has no vote.
-pub(super) async fn be_born(inner: Arc<Inner>) {
+pub(super) async fn be_born(inner: Arc<Inner>, disk: Arc<dyn Disk>) {
     let mut said = String::new();
     let mut refusals = 0;
+    let mut claim = None;
     loop {
-        let step = step(&inner).await;
+        claim = Claim::of(&inner, claim);
+        let step = step(&inner, claim).await;
         refusals = if matches!(step, Step::Refuse(_)) { refusals + 1 } else { 0 };
         let pause = match step {
             Step::Settled => SETTLED_PAUSE,
@@ -53,6 +64,12 @@ pub(super) async fn be_born(inner: Arc<Inner>) {
                 JOIN_PAUSE.min(inner.config.election_timeout.0)
             }
             Step::Refuse(reason) => {
+                inner.fatal.set(reason);
+                return;
+            }
+            Step::Removed(told) => {
+                let reason = removed::mark(disk.as_ref(), &inner.config, &told);
+                inner.is_removed.store(true, Ordering::Release);
                 inner.fatal.set(reason);
                 return;
             }
@@ -72,35 +89,50 @@ enum Step {
     Again(String),
     /// It must not go on.
     Refuse(String),
+    /// It has left the group, in the leader's words.
+    Removed(String),
 }
 
-async fn step(inner: &Arc<Inner>) -> Step {
+async fn step(inner: &Arc<Inner>, claim: Option<Claim>) -> Step {
     let voters: Vec<NodeId> = {
         let server = inner.raft.server_metrics();
         let server = server.borrow_watched();
         server.membership_config.membership().voter_ids().collect()
     };
+    let age = inner.config.election_timeout.1 * 4;
     if voters.contains(&inner.me) {
-        return Step::Settled;
+        let cards = all_cards(inner, age);
+        // Somebody who has more of the log does not count this node among the voters: it may have been removed meanwhile.
+        let last = inner.log.last();
+        let is_left_out = |card: &Card| {
+            card.stage == Stage::Member
+                && card.last > last
+                && !card.voters.is_empty()
+                && !card.voters.contains(&inner.me)
+        };
+        return if cards.values().any(is_left_out) { join(inner, &cards, claim).await } else { Step::Settled };
     }
     let is_empty = inner.log.last().is_none();
     if is_empty && inner.config.bootstrap {
         return initialise(inner, BTreeMap::from([(inner.me, my_node(inner))])).await;
     }
-    let age = inner.config.election_timeout.1 * 4;
-    let mut cards = BTreeMap::new();
-    let mut missing = Vec::new();
-    for member in inner.config.members.iter().filter(|member| member.number != inner.me.number()) {
-        match inner.peers.fresh(member.number, age) {
-            Some(card) => drop(cards.insert(member.number, card)),
-            None => missing.push(member.number),
-        }
-    }
-    if cards.values().any(|card| card.stage == Stage::Member || card.stage == Stage::Lost) {
-        return join(inner, &cards).await;
+    let all = all_cards(inner, age);
+    if all.values().any(|card| card.stage == Stage::Member || card.stage == Stage::Lost) {
+        return join(inner, &all, claim).await;
     }
     if !is_empty {
         return Step::Again("this node is a learner and waits for the leader".into());
+    }
+    if inner.config.join {
+        return Step::Again("this node joins a group and forms none; no node of a group answers yet".into());
+    }
+    let mut cards = BTreeMap::new();
+    let mut missing = Vec::new();
+    for member in inner.config.members.iter().filter(|member| member.number != inner.me.number()) {
+        match all.get(&member.number) {
+            Some(card) => drop(cards.insert(member.number, card.clone())),
+            None => missing.push(member.number),
+        }
     }
     if let Some(number) = cards.values().find(|card| card.stage == Stage::Bootstrap).map(|card| card.node) {
         return Step::Again(format!("node {number} starts the group"));
@@ -122,6 +154,12 @@ async fn step(inner: &Arc<Inner>) -> Step {
     initialise(inner, members).await
 }
 
+/// The cards of all nodes that were heard of within `age`, configured or not.
+fn all_cards(inner: &Inner, age: Duration) -> BTreeMap<u16, Card> {
+    let peers = inner.peers.all().into_iter();
+    peers.filter_map(|peer| Some((peer.number, inner.peers.fresh(peer.number, age)?))).collect()
+}
+
 /// This node's entry in the membership.
 fn my_node(inner: &Inner) -> Node {
     Node { peer_address: inner.peers.my_card().peer_address }
@@ -138,7 +176,7 @@ async fn initialise(inner: &Inner, members: BTreeMap<NodeId, Node>) -> Step {
     }
 }
 
-async fn join(inner: &Arc<Inner>, cards: &BTreeMap<u16, Card>) -> Step {
+async fn join(inner: &Arc<Inner>, cards: &BTreeMap<u16, Card>, claim: Option<Claim>) -> Step {
     let known = inner.leader.borrow().leader;
     let leader = known.or_else(|| {
         let told = cards.values().filter(|card| card.leader.is_some()).max_by_key(|card| card.term);
@@ -156,8 +194,11 @@ async fn join(inner: &Arc<Inner>, cards: &BTreeMap<u16, Card>) -> Step {
         return Step::Again(format!("the leader, node {leader}, cannot be reached"));
     };
     let deadline = Instant::now() + PATIENCE;
-    match inner.peers.control(leader, &address, Kind::Join, Bytes::new(), deadline).await {
-        Ok(answer) => Step::Again(format!("joining: {}", String::from_utf8_lossy(&answer))),
+    match inner.peers.control(leader, &address, Kind::Join, Claim::encode(claim), deadline).await {
+        Ok(answer) => match Told::decode(&answer) {
+            Told::Wait(how_far) => Step::Again(format!("joining: {how_far}")),
+            Told::Removed(told) => Step::Removed(told),
+        },
         Err(failure) => Step::Again(format!("the leader, node {leader}, does not take this node in: {failure}")),
     }
 }

@@ -1,24 +1,63 @@
 //! The leader's part in taking a node in: learner, then voter in place of the identity that had its number.
 //!
 //! The joining node keeps asking; each question moves things one step. Nothing is remembered between questions, so a new
-//! leader simply goes on.
+//! leader simply goes on. A node that replaces nobody stays a learner until an operator wants it to vote (`change`), but for
+//! the other founders of a group that was started by hand. A change that a leader left half done is finished by the next one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
+use bytes::Bytes;
 use openraft::{ChangeMembers, async_runtime::watch::WatchReceiver};
 
-use super::Inner;
+use super::{
+    Inner,
+    removed::{self, Claim, Kinship},
+};
 use crate::{
-    binding::{Node, RaftMembership},
+    binding::{Node, RaftMembership, from_raft},
+    peer::codec::Card,
     runtime,
-    types::NodeId,
+    types::{LogId, NodeId},
 };
 
 /// Entries a learner may lack when it gets its vote: it catches them up while the change commits.
-const LAG_MAX: u64 = 1000;
+pub(super) const LAG_MAX: u64 = 1000;
+
+/// Pause between two looks for a change that was left half done.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// First byte of the answer to a node that was removed; no other answer starts with it.
+const REMOVED: u8 = 0;
+
+/// What a joining node is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Told {
+    /// How far it is.
+    Wait(String),
+    /// Its identity has left the group for good.
+    Removed(String),
+}
+
+impl Told {
+    pub(super) fn encode(self) -> Bytes {
+        match self {
+            Self::Wait(text) => Bytes::from(text),
+            Self::Removed(text) => [&[REMOVED], text.as_bytes()].concat().into(),
+        }
+    }
+
+    pub(super) fn decode(from: &[u8]) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match from {
+            [REMOVED, rest @ ..] => Self::Removed(text(rest)),
+            other => Self::Wait(text(other)),
+        }
+    }
+}
 
 /// What to do next for a joining node.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,22 +72,21 @@ enum Move {
     Wait(&'static str),
 }
 
-fn next_move(joiner: NodeId, membership: &RaftMembership, is_configured: bool, lag: Option<u64>) -> Move {
+fn next_move(joiner: NodeId, membership: &RaftMembership, is_founder: bool, lag: Option<u64>) -> Move {
     let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
     if voters.contains(&joiner) {
         return Move::Nothing;
     }
-    if membership.get_joint_config().len() > 1 {
+    if is_joint(membership) {
         return Move::Wait("another change of membership is on");
     }
     let same_number = |id: &&NodeId| id.number() == joiner.number() && **id != joiner;
     if membership.get_node(&joiner).is_none() {
-        let drop = membership.nodes().map(|(id, _)| id).filter(same_number).filter(|id| !voters.contains(id));
-        return Move::AddLearner { drop: drop.copied().collect() };
+        return Move::AddLearner { drop: stale_learners(joiner, membership) };
     }
     let replaces = voters.iter().any(|id| same_number(&id));
-    if !replaces && !is_configured {
-        return Move::Wait("a learner: its number is not among the configured members");
+    if !replaces && !is_founder {
+        return Move::Wait("a learner: it gets a vote by `quorate cluster add`");
     }
     if lag.is_none_or(|lag| lag > LAG_MAX) {
         return Move::Wait("a learner, catching up");
@@ -58,11 +96,37 @@ fn next_move(joiner: NodeId, membership: &RaftMembership, is_configured: bool, l
     Move::Promote { voters }
 }
 
+/// Learners of an earlier directory of the same node: they never had a vote and will not come back.
+pub(super) fn stale_learners(node: NodeId, membership: &RaftMembership) -> BTreeSet<NodeId> {
+    let learners = membership.learner_ids();
+    learners.filter(|id| id.number() == node.number() && *id != node).collect()
+}
+
+/// Two sets of voters count at once.
+pub(super) fn is_joint(membership: &RaftMembership) -> bool {
+    membership.get_joint_config().len() > 1
+}
+
+/// The membership that this node goes by, and where it stands if it is committed as far as this node knows.
+pub(super) fn membership(inner: &Inner) -> (RaftMembership, Option<LogId>) {
+    let stored = inner.raft.server_metrics().borrow_watched().membership_config.clone();
+    let committed = inner.raft.data_metrics().borrow_watched().local_committed;
+    let at = (*stored.log_id()).filter(|at| committed.is_some_and(|committed| committed >= *at));
+    (stored.membership().clone(), at.as_ref().map(from_raft))
+}
+
+/// What a node lacks of the leader's log; `None` while that is not known, as during the transfer of an image.
+pub(super) fn lag(inner: &Inner, node: NodeId) -> Option<u64> {
+    let matched = inner.raft.data_metrics().borrow_watched().replication.clone()?.get(&node).copied().flatten()?;
+    let last = inner.log.last().map_or(0, |id| id.index.0);
+    Some(last.saturating_sub(matched.index))
+}
+
 /// Answers a node that asks to be taken in, and starts the next step if there is one.
 ///
 /// # Errors
 /// In words, when this node is not the leader or is busy with another.
-pub(super) fn admit(inner: &Arc<Inner>, joiner: NodeId) -> Result<String, String> {
+pub(super) fn admit(inner: &Arc<Inner>, joiner: NodeId, claim: Option<Claim>) -> Result<Told, String> {
     if !inner.leader.borrow().serving {
         return Err("this node does not lead".into());
     }
@@ -70,21 +134,22 @@ pub(super) fn admit(inner: &Arc<Inner>, joiner: NodeId) -> Result<String, String
     let Some(card) = seen.map(|seen| seen.card).filter(|card| card.node == joiner) else {
         return Err("its card is not here yet".into());
     };
-    let membership = inner.raft.server_metrics().borrow_watched().membership_config.membership().clone();
-    let is_configured = inner.config.members.iter().any(|member| member.number == joiner.number());
-    let matched = inner.raft.data_metrics().borrow_watched().replication.clone();
-    let matched = matched.and_then(|replication| replication.get(&joiner).copied().flatten());
-    let last = inner.log.last().map_or(0, |id| id.index.0);
-    let lag = matched.map(|id| last.saturating_sub(id.index));
-
-    let todo = next_move(joiner, &membership, is_configured, lag);
+    let (membership, committed) = membership(inner);
+    if membership.get_node(&joiner).is_none()
+        && let Some(claim) = claim
+        && let Some(verdict) = expelled(inner, &card, claim, &membership, committed)
+    {
+        return verdict;
+    }
+    let is_founder = inner.config.bootstrap && inner.config.address_of(joiner.number()).is_some();
+    let todo = next_move(joiner, &membership, is_founder, lag(inner, joiner));
     match todo {
-        Move::Nothing => return Ok("it votes".into()),
-        Move::Wait(why) => return Ok(why.into()),
+        Move::Nothing => return Ok(Told::Wait("it votes".into())),
+        Move::Wait(why) => return Ok(Told::Wait(why.into())),
         Move::AddLearner { .. } | Move::Promote { .. } => {}
     }
     let Ok(turn) = inner.admitting.try_lock() else {
-        return Ok("a change of membership is on".into());
+        return Ok(Told::Wait("a change of membership is on".into()));
     };
     drop(turn);
     let inner = inner.clone();
@@ -100,7 +165,31 @@ pub(super) fn admit(inner: &Arc<Inner>, joiner: NodeId) -> Result<String, String
             tracing::warn!(node = %joiner, "change of membership takes long");
         }
     });
-    Ok("on its way".into())
+    Ok(Told::Wait("on its way".into()))
+}
+
+/// The answer to a node that is certain to have been a member of something and is none here; `None` if it may be taken in again.
+fn expelled(
+    inner: &Inner,
+    card: &Card,
+    claim: Claim,
+    membership: &RaftMembership,
+    committed: Option<LogId>,
+) -> Option<Result<Told, String>> {
+    match removed::kinship(inner, claim, &card.voters, membership) {
+        Kinship::Other | Kinship::Unknown => {
+            let reason = "it has a log of another group under the same cluster id, or one so old that nobody can tell";
+            Some(Err(reason.into()))
+        }
+        Kinship::Same => match committed {
+            Some(at) if removed::has_left(card.node, claim.at, at, membership) => {
+                let numbers: BTreeSet<u16> = membership.voter_ids().map(|id| id.number()).collect();
+                Some(Ok(Told::Removed(format!("since entry {at} the voters are {numbers:?}, says node {}", inner.me))))
+            }
+            // This leader may know less than the node, or its own knowledge may yet be taken back.
+            Some(_) | None => Some(Err("the last change of membership is not settled yet".into())),
+        },
+    }
 }
 
 async fn change(inner: &Inner, joiner: NodeId, address: String, todo: Move) {
@@ -125,9 +214,44 @@ async fn change(inner: &Inner, joiner: NodeId, address: String, todo: Move) {
     }
 }
 
+/// While this node leads, finishes what an earlier leader, or a caller that gave up, has left half done, until the node stops.
+///
+/// Between its two halves a change needs a majority of the old voters and one of the new ones for everything.
+pub(super) async fn finish_halves(inner: Arc<Inner>) {
+    loop {
+        tokio::select! {
+            biased;
+            () = inner.stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        let (membership, committed) = membership(&inner);
+        if !is_joint(&membership) || committed.is_none() || !inner.leader.borrow().serving {
+            continue;
+        }
+        let Ok(_turn) = inner.admitting.try_lock() else {
+            continue;
+        };
+        tracing::info!("finishing a change of membership that was left half done");
+        let longest = inner.config.election_timeout.1 * 20;
+        let changes = ChangeMembers::AddVoterIds(BTreeSet::new());
+        match tokio::time::timeout(longest, inner.raft.change_membership(changes, false)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::info!(%error, "change of membership failed"),
+            Err(_) => tracing::warn!("change of membership takes long"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_joining_node_is_told_survives_the_wire() {
+        for told in [Told::Wait("on its way".into()), Told::Removed("gone".into()), Told::Wait(String::new())] {
+            assert_eq!(Told::decode(&told.clone().encode()), told);
+        }
+    }
 
     const LAGGING: Option<u64> = Some(LAG_MAX + 1);
 
@@ -162,11 +286,11 @@ mod tests {
     }
 
     #[test]
-    fn a_number_nobody_configured_stays_a_learner() {
+    fn a_node_that_replaces_nobody_stays_a_learner_unless_it_founds_the_group() {
         let now = membership(&[id(1, 1)], &[id(4, 1)]);
         assert_eq!(
             next_move(id(4, 1), &now, false, Some(0)),
-            Move::Wait("a learner: its number is not among the configured members")
+            Move::Wait("a learner: it gets a vote by `quorate cluster add`")
         );
         let voters = BTreeSet::from([id(1, 1), id(4, 1)]);
         assert_eq!(next_move(id(4, 1), &now, true, Some(0)), Move::Promote { voters });

@@ -4,14 +4,18 @@
 //! start ── recover, restore the machine, bind ──▶ birth (a new node) ──▶ watch: leader, isolation, faults
 //!                                                  members (a leader)     floor: image at the floor → snapshot → purge
 //!                                                  gate (a node that may have forgotten what it acked)
-//! propose, transfer, status: what callers do with it
+//!                                                  removed (a node that has left)
+//! propose, transfer, change, status: what callers do with it
 //! ```
 //! All tasks of a node run in one scope: they end together, at shutdown or in a simulated crash.
 
 use std::{
     io,
     marker::PhantomData,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -45,6 +49,7 @@ use crate::{
 };
 
 mod birth;
+mod change;
 mod fast_path;
 mod floor;
 mod gate;
@@ -54,12 +59,14 @@ mod members;
 mod mend;
 mod metrics;
 mod propose;
+mod removed;
 mod service;
 mod start;
 mod status;
 mod transfer;
 mod watcher;
 
+pub use change::{ChangeError, ChangeStep, MemberChange};
 pub use history::{Cause, LeaderChange};
 pub use transfer::TransferError;
 
@@ -217,7 +224,9 @@ pub struct GroupStatus {
     pub syncs: u64,
     /// Entries appended since start.
     pub entries: u64,
-    /// Everyone in the membership.
+    /// Where the membership that this node goes by stands in the log; `None` before the group is born.
+    pub membership: Option<LogIndex>,
+    /// Everyone in it.
     pub members: Vec<MemberStatus>,
 }
 
@@ -270,6 +279,9 @@ struct Inner {
     stop: CancellationToken,
     /// One change of membership at a time.
     admitting: tokio::sync::Mutex<()>,
+    under_way: change::UnderWay,
+    /// This node was removed from the group, which is why it ends.
+    is_removed: AtomicBool,
     /// Held while the node runs.
     lock: Mutex<Option<Box<dyn Send + Sync>>>,
 }
@@ -404,6 +416,23 @@ impl<M: StateMachine> Group<M> {
         transfer::transfer(&self.inner, to).await
     }
 
+    /// Takes a change of membership one step further, and tells how far it is: to be asked again until it is [`ChangeStep::Done`], of
+    /// whoever leads. Nothing is remembered elsewhere than in the membership, so the same question asked of a later leader, or once more
+    /// after its answer was lost, goes on or says that it is done. Nothing acknowledged is lost at any step, and no step takes the group's
+    /// quorum away as long as its live voters stay.
+    ///
+    /// A new node must be running, empty, of the same cluster and segment size, and configured with some nodes of this group. It becomes a
+    /// learner, and a voter once it lacks at most 1,000 entries. A leader that is removed hands leadership over first. A removed node that
+    /// runs ends by itself with a reason, see [`Group::fatal`], and refuses to start again from its directory.
+    ///
+    /// Dropped half way, what was begun is finished in the background.
+    ///
+    /// # Errors
+    /// See [`ChangeError`]. After 5 s without a question a change counts as given up and no longer keeps others from beginning.
+    pub async fn change_members(&self, change: MemberChange) -> Result<ChangeStep, ChangeError> {
+        change::step(&self.inner, change).await
+    }
+
     /// The last changes of leadership that this node has seen, oldest first.
     pub fn history(&self) -> Vec<LeaderChange> {
         self.inner.history.list()
@@ -412,6 +441,11 @@ impl<M: StateMachine> Group<M> {
     /// Resolves when the node has stopped by a fault, with its reason. The process must then exit non-zero.
     pub async fn fatal(&self) -> String {
         self.inner.fatal.wait().await
+    }
+
+    /// Whether the reason is that this node was removed from its group: no fault, and no start from its directory will do.
+    pub fn is_removed(&self) -> bool {
+        self.inner.is_removed.load(Ordering::Acquire)
     }
 
     /// Stops: no more proposals, listener closed, log synced and marked clean, lock released.

@@ -10,7 +10,7 @@ use openraft::{
     errors::{NetworkError, RPCError},
 };
 
-use super::{Inner, fast_path, members, mend};
+use super::{Inner, fast_path, members, mend, removed::Claim};
 use crate::{
     binding::{AppendRequest, RaftVote, Snapshot},
     machine::applier::snapshot_meta,
@@ -81,7 +81,7 @@ impl Service for NodeService {
                     Ok(inner.peers.my_card().encode())
                 }
                 Kind::Suspect => fast_path::answer(&inner, body).await,
-                Kind::Join => members::admit(&inner, from).map(Bytes::from),
+                Kind::Join => members::admit(&inner, from, Claim::decode(body)).map(members::Told::encode),
                 Kind::ReadIndex => {
                     let linearizer = inner.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(words)?;
                     let index = linearizer.read_log_id().index();

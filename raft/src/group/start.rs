@@ -4,7 +4,7 @@
 use std::{
     io,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 use futures_util::FutureExt;
@@ -13,12 +13,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CallHandler, Doors, Inner, LeaderView, MachineStart, StartError, birth,
+    CallHandler, Doors, Inner, LeaderView, MachineStart, StartError, birth, change,
     fast_path::{self, Turn},
     floor,
     gate::{self, Gate},
     history::History,
-    mend,
+    members, mend, removed,
     service::NodeService,
     watcher,
 };
@@ -103,6 +103,7 @@ async fn begin(
 
     // The directory.
     let lock = take_lock(&config, &doors)?;
+    removed::check(doors.disk.as_ref(), &config)?;
     let hard = match HardState::load(&doors.disk, &config)? {
         Some(hard) => hard,
         None => HardState::create(&doors.disk, &config, NodeId::new(config.number, incarnation(&config)))?,
@@ -173,6 +174,8 @@ async fn begin(
         scope: scope.clone(),
         stop: stop.clone(),
         admitting: tokio::sync::Mutex::new(()),
+        under_way: change::UnderWay::default(),
+        is_removed: AtomicBool::new(false),
         lock: Mutex::new(Some(lock)),
     });
 
@@ -183,7 +186,8 @@ async fn begin(
     spawner.spawn(watcher::keep_in_touch(inner.clone()));
     spawner.spawn(watcher::end_on_fault(inner.clone()));
     spawner.spawn(fast_path::watch(inner.clone()));
-    spawner.spawn(birth::be_born(inner.clone()));
+    spawner.spawn(birth::be_born(inner.clone(), doors.disk));
+    spawner.spawn(members::finish_halves(inner.clone()));
     spawner.spawn(floor::follow(inner.clone(), saved));
     spawner.spawn(mend::images(inner.clone()));
     spawner.spawn(mend::step_aside(inner.clone()));

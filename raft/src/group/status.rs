@@ -63,6 +63,7 @@ pub(super) fn status(inner: &Inner) -> GroupStatus {
         chain: applied.chain,
         syncs: inner.log.syncs(),
         entries: inner.log.entries(),
+        membership: server.membership_config.log_id().as_ref().map(|id| LogIndex(id.index)),
         members: members.collect(),
     }
 }

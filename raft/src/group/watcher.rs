@@ -32,6 +32,7 @@ pub(super) async fn watch_leader(
     let look = inner.config.election_timeout.0 / 2;
     let mut tenure = Tenure::new(Instant::now());
     let mut past = Past::default();
+    let mut members_at = None;
     let mut awake = Awake::new(Instant::now());
     loop {
         let now = Instant::now();
@@ -39,6 +40,12 @@ pub(super) async fn watch_leader(
         let isolated = is_isolated(&inner, now.saturating_duration_since(awake.since));
         let (next, quorum_at, is_waiting, now_voters) = {
             let server = server.borrow_and_update();
+            if *server.membership_config.log_id() != members_at {
+                members_at = *server.membership_config.log_id();
+                for (id, node) in server.membership_config.membership().nodes() {
+                    inner.peers.learn(id.number(), &node.peer_address);
+                }
+            }
             let (applied, quorum_at) = {
                 let data = data.borrow_and_update();
                 (data.last_applied, data.last_quorum_acked.map(|at| *at))

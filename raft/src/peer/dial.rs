@@ -37,6 +37,15 @@ pub(crate) enum DialError {
     Refused { address: String, refused: Refused },
 }
 
+/// Who is called, and where.
+pub(crate) struct Target {
+    pub address: String,
+    /// Configured number of who should answer.
+    pub number: u16,
+    /// The identity that is meant; `None` takes whoever has the number.
+    pub expected: Option<NodeId>,
+}
+
 /// Connects to a peer for one purpose. `expected`: the identity that is meant; `None` takes whoever has the number.
 pub(crate) async fn dial(
     peers: &Peers,
@@ -46,7 +55,21 @@ pub(crate) async fn dial(
     bytes_max: usize,
     deadline: Instant,
 ) -> Result<Connection, DialError> {
-    let address = peer.address();
+    let to = Target { address: peer.address(), number: peer.number, expected };
+    let (connection, card) = handshake(peers, to, class, bytes_max, deadline).await?;
+    peers.observe(card);
+    Ok(connection)
+}
+
+/// Connects, and checks who is there; the other side learns this node's card.
+pub(crate) async fn handshake(
+    peers: &Peers,
+    to: Target,
+    class: Class,
+    bytes_max: usize,
+    deadline: Instant,
+) -> Result<(Connection, Card), DialError> {
+    let Target { address, number, expected } = to;
     let deadline = deadline.min(Instant::now() + DIAL);
     let io = |source| DialError::Io { address: address.clone(), source };
     let refused = |refused| DialError::Refused { address: address.clone(), refused };
@@ -55,17 +78,15 @@ pub(crate) async fn dial(
         let stream = peers.network.connect(&address).await.map_err(io)?;
         let (read, mut writer) = split(stream);
         let mut reader = Reader::new(read, HANDSHAKE_BYTES_MAX);
-        let hello = Hello { class, number: peer.number, expected, card: peers.my_card() };
+        let hello = Hello { class, number, expected, card: peers.my_card() };
         write_pieces(&mut writer, &framed(&hello.encode())).await.map_err(io)?;
         let answer = reader.next().await.map_err(io)?;
         let answer = answer.ok_or_else(|| io(io::ErrorKind::UnexpectedEof.into()))?;
         let welcome = Welcome::decode(answer).map_err(refused)?;
         welcome.accepted.map_err(refused)?;
-        check_card(peers, &welcome.card, peer.number, expected).map_err(refused)?;
+        check_card(peers, &welcome.card, number, expected).map_err(refused)?;
         reader.set_bytes_max(bytes_max);
-        let node = welcome.card.node;
-        peers.observe(welcome.card);
-        Ok(Connection { reader, writer, peer: node })
+        Ok((Connection { reader, writer, peer: welcome.card.node }, welcome.card))
     };
     match timeout_at(deadline, talk).await {
         Ok(result) => result,

@@ -13,7 +13,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,7 +38,7 @@ pub(crate) mod mux;
 pub(crate) mod server;
 pub(crate) mod wire;
 
-use codec::{CALL_BYTES_MAX, CONTROL_BYTES_MAX, Card, Class, Kind, Stage};
+use codec::{CALL_BYTES_MAX, CONTROL_BYTES_MAX, Card, Class, HANDSHAKE_BYTES_MAX, Kind, Stage};
 use mux::{CallFailure, Mux};
 
 /// What a node says about itself, asked each time.
@@ -52,6 +55,8 @@ pub(crate) struct Seen {
 pub(crate) struct Peer {
     pub number: u16,
     address: Mutex<String>,
+    /// The address is that of the membership, and not changed by what the node says of itself.
+    is_member: AtomicBool,
     seen: Mutex<Option<Seen>>,
     control: Mux,
     call: Mux,
@@ -114,21 +119,36 @@ impl Peers {
         Arc::new(peers)
     }
 
-    /// The peer of this number, made known with this address if it is new. The configuration's address leads.
+    /// The peer of this number, made known with this address if it is new. The configuration's address leads, then the membership's.
     pub(crate) fn peer(&self, number: u16, address: &str) -> Arc<Peer> {
+        self.peer_at(number, address, false)
+    }
+
+    /// Notes where the membership says that a member is reached, so that nodes which are not configured are found too.
+    pub(crate) fn learn(&self, number: u16, address: &str) {
+        if number != self.me.number() && !address.is_empty() {
+            self.peer_at(number, address, true);
+        }
+    }
+
+    fn peer_at(&self, number: u16, address: &str, is_member: bool) -> Arc<Peer> {
         let address = self.config.address_of(number).unwrap_or(address);
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let peer = table.entry(number).or_insert_with(|| {
             Arc::new(Peer {
                 number,
                 address: Mutex::new(address.to_owned()),
+                is_member: AtomicBool::new(false),
                 seen: Mutex::new(None),
                 control: Mux::new(Class::Control, CONTROL_BYTES_MAX),
                 call: Mux::new(Class::Call, CALL_BYTES_MAX),
             })
         });
         let mut known = peer.address.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known != address {
+        if is_member {
+            peer.is_member.store(true, Ordering::Relaxed);
+        }
+        if *known != address && (is_member || !peer.is_member.load(Ordering::Relaxed)) {
             *known = address.to_owned();
         }
         drop(known);
@@ -280,9 +300,22 @@ impl Peers {
         if id.index > applied.index || card.stage != Stage::Member || mine.stage != Stage::Member {
             return;
         }
+        // A node that has formed a group of its own under the same cluster id holds another log by right.
+        if !card.voters.iter().any(|voter| mine.voters.contains(voter)) {
+            return;
+        }
         if let Some(reason) = diverged(&self.log, card.node, id, chain) {
             self.fatal.set(reason);
         }
+    }
+
+    /// The card of whoever answers for this number at this address, which need not be known yet.
+    ///
+    /// # Errors
+    /// It cannot be reached, or does not fit: another cluster, number or segment size, in words.
+    pub(crate) async fn meet(&self, number: u16, address: &str, deadline: Instant) -> Result<Card, dial::DialError> {
+        let to = dial::Target { address: address.to_owned(), number, expected: None };
+        Ok(dial::handshake(self, to, Class::Control, HANDSHAKE_BYTES_MAX, deadline).await?.1)
     }
 
     /// A request on the control connection to the node that is meant, and nobody else.

@@ -7,5 +7,6 @@ mod cluster;
 mod damage;
 mod fast_path;
 mod leader_restore;
+mod membership;
 mod support;
 mod tcp;

@@ -12,8 +12,9 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use quorate_raft::{
-    CallHandler, CommittedEntry, Doors, FastPath, FlushMode, Group, GroupConfig, ImagePoint, LogId, LogIndex,
-    MachineError, Member, MemoryNetwork, NodeId, Position, ProposeError, StartError, StateMachine, Term, WriterMode,
+    CallHandler, ChangeError, ChangeStep, CommittedEntry, Doors, FastPath, FlushMode, Group, GroupConfig, ImagePoint,
+    LogId, LogIndex, MachineError, Member, MemberChange, MemoryNetwork, NodeId, Position, ProposeError, StartError,
+    StateMachine, Term, WriterMode,
     disk::sim::{Keep, SimDisk},
     network::BoxFuture,
 };
@@ -145,6 +146,10 @@ pub const POISON: u64 = u64::MAX;
 
 pub const SEGMENT: u64 = 16 << 10;
 
+pub fn address(number: u16) -> String {
+    format!("n{number}:9870")
+}
+
 pub fn host(number: u16) -> String {
     format!("n{number}")
 }
@@ -179,6 +184,7 @@ impl Cluster {
             election_timeout: (Duration::from_millis(150), Duration::from_millis(250)),
             fast_path: Some(FastPath::default()),
             bootstrap: false,
+            join: false,
             seed,
             leader_restore: false,
         };
@@ -276,6 +282,49 @@ impl Cluster {
             self.network.cut(&host(number), &host(*other));
             self.network.cut(&host(*other), &host(number));
         }
+    }
+
+    /// Starts a node that no other one has in its configuration: it knows itself and the nodes the cluster began with.
+    pub async fn start_new(&mut self, number: u16) {
+        self.nodes.insert(number, Self::empty_node(self.seed, number));
+        self.restart_new(number).await;
+    }
+
+    /// Starts a node again that was started by [`Cluster::start_new`].
+    pub async fn restart_new(&mut self, number: u16) {
+        let mut config = self.config_of(number);
+        config.join = true;
+        if !config.members.iter().any(|member| member.number == number) {
+            config.members.push(Member { number, peer_address: address(number) });
+        }
+        self.start_with(number, config).await.unwrap();
+    }
+
+    /// Asks whoever leads to change the membership, until it is done.
+    pub async fn change(&self, change: MemberChange) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            match self.ask_change(change.clone()).await {
+                Ok(ChangeStep::Done(_)) => return,
+                Ok(ChangeStep::CatchingUp { .. } | ChangeStep::Waiting(_)) => {}
+                Err(ChangeError::NotLeader { .. } | ChangeError::Unknown(_)) => {}
+                Err(error) => panic!("{change:?}: {error}"),
+            }
+            assert!(Instant::now() < deadline, "not within 30 s: {change:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Asks whoever leads once.
+    pub async fn ask_change(&self, change: MemberChange) -> Result<ChangeStep, ChangeError> {
+        let leader = self.leader().await;
+        self.group(leader).change_members(change).await
+    }
+
+    /// Numbers of the voters as the leader has them.
+    pub async fn voters(&self) -> Vec<u16> {
+        let members = self.group(self.leader().await).status().members;
+        members.iter().filter(|member| member.voter).map(|member| member.id.number()).collect()
     }
 
     pub fn running(&self) -> Vec<u16> {

@@ -95,6 +95,7 @@ async fn try_start(dir: &Path, addresses: &[String], number: u16) -> Result<(Gro
         election_timeout: (Duration::from_millis(500), Duration::from_millis(1000)),
         fast_path: Some(quorate_raft::FastPath::default()),
         bootstrap: false,
+        join: false,
         seed: u64::from(number),
         leader_restore: false,
     };

@@ -177,6 +177,7 @@ pub fn config(data_dir: &Path) -> GroupConfig {
         election_timeout: (Duration::from_millis(150), Duration::from_millis(300)),
         fast_path: None,
         bootstrap: false,
+        join: false,
         seed: 1,
         leader_restore: false,
     }
