@@ -133,6 +133,7 @@ calls! {
     // A repeat goes to the same places; what it tells then is that nothing moves.
     75 ResetOffsets -> ResetSome by reset_offsets, repeatable: true;
     76 Subscribe -> Done by subscribe, repeatable: true;
+    77 Farewell -> Done by farewell, repeatable: true;
 }
 
 /// Store messages of one topic.
@@ -882,6 +883,15 @@ pub(crate) struct Subscribe {
     /// It pulls.
     #[prost(bool, tag = "4")]
     pub pulls: bool,
+}
+
+/// A consumer goes.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Farewell {
+    #[prost(string, tag = "1")]
+    pub group: String,
+    #[prost(string, tag = "2")]
+    pub client_id: String,
 }
 
 /// What of one topic.

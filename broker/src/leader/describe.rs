@@ -16,7 +16,7 @@ use tracing::warn;
 
 use super::{
     Failure, Leader,
-    calls::{DescribeGroup, Done, GroupStart, GroupState, ResetOffsets, ResetSome, Subscribe},
+    calls::{DescribeGroup, Done, Farewell, GroupStart, GroupState, ResetOffsets, ResetSome, Subscribe},
     names::{group_detail, group_name, topic_name},
     planner::{self, Differs, Expression, User},
     pull::Lane,
@@ -133,6 +133,15 @@ impl Leader {
             } else {
                 self.agree(&lane, &call.client_id, (&call.group, &to.topic), wanted.expression())?;
             }
+        }
+        Ok(Done {})
+    }
+
+    /// A consumer goes: from now on nobody is compared with it.
+    pub async fn farewell(&self, call: &Farewell) -> Result<Done, Failure> {
+        let name = group_name(&call.group)?;
+        if let Some(group) = self.shared.read(|machine| machine.group(&name).map(Group::id)) {
+            self.planner.forget(group, &call.client_id);
         }
         Ok(Done {})
     }

@@ -132,10 +132,19 @@ impl Planner {
 
     /// The consumers of a group that were heard of lately, by topic and client id.
     pub fn users(&self, group: GroupId, now: Instant) -> Vec<(TopicId, Vec<(String, User)>)> {
+        self.lanes_of(group).into_iter().map(|(topic, lane)| (topic, lane.users(now))).collect()
+    }
+
+    /// A consumer of the group has gone.
+    pub fn forget(&self, group: GroupId, client_id: &str) {
+        for (_, lane) in self.lanes_of(group) {
+            lock(&lane.state).users.remove(client_id);
+        }
+    }
+
+    fn lanes_of(&self, group: GroupId) -> Vec<(TopicId, Arc<Lane>)> {
         let of_group = (group, TopicId(0))..=(group, TopicId(u32::MAX));
-        let lanes: Vec<_> =
-            lock(&self.lanes).range(of_group).map(|((_, topic), lane)| (*topic, lane.clone())).collect();
-        lanes.into_iter().map(|(topic, lane)| (topic, lane.users(now))).collect()
+        lock(&self.lanes).range(of_group).map(|((_, topic), lane)| (*topic, lane.clone())).collect()
     }
 }
 
@@ -370,6 +379,9 @@ mod tests {
         assert_eq!((users.len(), users[0].0, users[0].1.len()), (1, TopicId(1), USERS_MAX));
         assert!(users[0].1.iter().all(|(id, _)| id != "a"));
         assert!(planner.users(GroupId(2), Instant::now()).is_empty());
+        planner.forget(GroupId(2), "p7");
+        planner.forget(GroupId(1), "p7");
+        assert_eq!(lane.users(Instant::now()).len(), USERS_MAX - 1);
     }
 
     #[tokio::test]

@@ -90,7 +90,7 @@ impl MessagingService for Messaging {
         request: Request<NotifyClientTerminationRequest>,
     ) -> Answer<NotifyClientTerminationResponse> {
         let (client, request) = open(request);
-        Ok(Response::new(self.0.notify_client_termination(&client, &request)))
+        Ok(Response::new(self.0.notify_client_termination(&client, &request).await))
     }
 
     async fn forward_message_to_dead_letter_queue(

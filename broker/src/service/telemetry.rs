@@ -36,8 +36,8 @@ use crate::{
     machine::Group,
 };
 
-/// Longest wait for the leader to hear of a consumer's subscriptions, well below what clients wait for their settings.
-const SUBSCRIBED: Duration = Duration::from_millis(500);
+/// Longest wait for the leader to hear of a consumer, well below what clients wait for their settings.
+const HEARD: Duration = Duration::from_millis(500);
 
 /// The answers of a Telemetry stream.
 pub(crate) type Answers = Pin<Box<dyn Stream<Item = Result<TelemetryCommand, Status>> + Send>>;
@@ -91,9 +91,7 @@ impl Service {
             return Ok(());
         }
         let pulls = asked.client_type == Some(ClientType::PullConsumer as i32);
-        let until = Instant::now() + SUBSCRIBED;
-        let until = Until { answer: until, wait: until };
-        match self.dispatch.call(calls::Subscribe { group, client_id, topics, pulls }, until).await {
+        match self.dispatch.call(calls::Subscribe { group, client_id, topics, pulls }, soon()).await {
             Err(Undone::Refused(fault)) => Err(fault),
             Ok(_) | Err(Undone::NotNow | Undone::Overloaded | Undone::Unknown) => Ok(()),
         }
@@ -116,21 +114,32 @@ impl Service {
         HeartbeatResponse { status: Some(status) }
     }
 
-    /// The client goes; what it holds comes back when its time runs out.
-    pub fn notify_client_termination(
+    /// The client goes; what it holds comes back when its time runs out. Always fine: without a leader nobody has to know.
+    pub async fn notify_client_termination(
         &self,
         client: &Client,
-        _request: &NotifyClientTerminationRequest,
+        request: &NotifyClientTerminationRequest,
     ) -> NotifyClientTerminationResponse {
         let status = match client.id() {
             Ok(id) => {
                 self.sessions.remove(id);
+                if let Ok(group) = validate::group(request.group.as_ref(), &client.namespace) {
+                    let call = calls::Farewell { group: group.to_string(), client_id: id.to_owned() };
+                    // What nobody takes now is forgotten after a minute.
+                    drop(self.dispatch.call(call, soon()).await);
+                }
                 ok()
             }
             Err(fault) => fault.into(),
         };
         NotifyClientTerminationResponse { status: Some(status) }
     }
+}
+
+/// For what the leader should hear of and need not.
+fn soon() -> Until {
+    let until = Instant::now() + HEARD;
+    Until { answer: until, wait: until }
 }
 
 impl Open {

@@ -7,8 +7,9 @@ use quorate_proto::{
         ResetOffsetsRequest, ResetPlace, ResetQueue, Retry, StartAt,
     },
     v2::{
-        ChangeInvisibleDurationRequest, ClientType, FilterExpression, FilterType, MessageType, Settings, Subscription,
-        SubscriptionEntry, SyncLiteSubscriptionRequest, TelemetryCommand, settings::PubSub, telemetry_command::Command,
+        ChangeInvisibleDurationRequest, ClientType, FilterExpression, FilterType, MessageType,
+        NotifyClientTerminationRequest, Settings, Subscription, SubscriptionEntry, SyncLiteSubscriptionRequest,
+        TelemetryCommand, settings::PubSub, telemetry_command::Command,
     },
 };
 
@@ -351,6 +352,15 @@ async fn with_reject_the_second_filter_of_a_group_is_refused_by_settings_and_by_
     assert_eq!(subscribe_as(&mut other, "c@1", ClientType::PullConsumer, "TagC").await, 20000);
     let topic = state(&mut operator).await;
     assert!(!topic.differ, "{topic:?}");
+    // One that says goodbye, to any node, is nobody's matter any more.
+    let mut farewell = request(NotifyClientTerminationRequest { group: named("g") }, Duration::from_secs(3));
+    farewell.metadata_mut().insert("x-mq-client-id", "b@1".parse().expect("ascii"));
+    let answer = other.notify_client_termination(farewell).await.expect("in-band").into_inner();
+    assert_eq!(answer.status.expect("set").code, 20000);
+    assert_ne!(receive_as(&mut one, "a@1", filtered("TagB")).await, 42800);
+    let seen: Vec<String> =
+        state(&mut operator).await.consumers.into_iter().map(|consumer| consumer.client_id).collect();
+    assert_eq!(seen, ["a@1", "c@1"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

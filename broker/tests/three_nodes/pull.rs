@@ -43,6 +43,11 @@ async fn pull(client: &mut Client, wanted: PullMessageRequest) -> (i32, Vec<Mess
     (code, messages, next)
 }
 
+/// A pull that is not woken finds its message when its poll ends, 25 s after it began.
+async fn long_before_it_ends<T>(pull: tokio::task::JoinHandle<T>) -> T {
+    tokio::time::timeout(Duration::from_secs(15), pull).await.expect("it was woken").expect("no panic")
+}
+
 async fn update(client: &mut Client, group: &str, queue: Option<MessageQueue>, offset: i64) -> i32 {
     let wanted = UpdateOffsetRequest { group: named(group), message_queue: queue, offset };
     let answer = client.update_offset(request(wanted, Duration::from_secs(5))).await.expect("in-band").into_inner();
@@ -124,22 +129,22 @@ async fn a_pull_at_the_end_waits_at_any_node_for_a_message_of_its_queue_and_surv
         .iter()
         .map(|number| {
             let mut client = cluster.client(*number);
-            tokio::spawn(async move { pull(&mut client, pull_request(1, 32, 20_000)).await })
+            tokio::spawn(async move { pull(&mut client, pull_request(1, 32, 25_000)).await })
         })
         .collect();
     assert_eq!(send(&mut client, vec![message(1)]).await.0, 20000);
     for pulled in waiting {
-        let (code, messages, next) = pulled.await.expect("no panic");
+        let (code, messages, next) = long_before_it_ends(pulled).await;
         assert_eq!((code, bodies(&messages), next), (20000, vec!["body 1".to_owned()], Some(2)));
     }
 
     // The leader dies while one waits.
     let mut waiter = cluster.client(followers[1]);
-    let waiting = tokio::spawn(async move { pull(&mut waiter, pull_request(2, 32, 20_000)).await });
+    let waiting = tokio::spawn(async move { pull(&mut waiter, pull_request(2, 32, 25_000)).await });
     cluster.kill(leader);
     cluster.leader().await;
     assert_eq!(send(&mut client, vec![message(2)]).await.0, 20000);
-    let (code, messages, next) = waiting.await.expect("no panic");
+    let (code, messages, next) = long_before_it_ends(waiting).await;
     assert_eq!((code, bodies(&messages), next), (20000, vec!["body 2".to_owned()], Some(3)));
 }
 
