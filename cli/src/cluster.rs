@@ -4,6 +4,7 @@ use clap::Subcommand;
 use quorate_client::{Admin, AdminError};
 
 use crate::{
+    backup::{BackupArgs, RestoreArgs},
     leadership::{self, TransferArgs},
     members::{AddArgs, RemoveArgs, ReplaceArgs},
     output::{Answer, Format},
@@ -25,6 +26,10 @@ pub enum ClusterCommand {
     Remove(RemoveArgs),
     /// Put a new node in the place of another, dead or alive, while the group runs
     Replace(ReplaceArgs),
+    /// Save which topics and consumer groups there are, and their settings, in a file; no messages
+    Backup(BackupArgs),
+    /// Make the topics and consumer groups of a backup that are missing; exit code 1 if some differ or could not be made
+    Restore(RestoreArgs),
 }
 
 impl ClusterCommand {
@@ -37,6 +42,8 @@ impl ClusterCommand {
             Self::Add(_) => "the node was not added",
             Self::Remove(_) => "the node was not removed",
             Self::Replace(_) => "the node was not replaced",
+            Self::Backup(_) => "nothing was saved",
+            Self::Restore(_) => "nothing was restored",
         }
     }
 }

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod backup;
 mod bench;
 mod broker;
 mod cli;
@@ -116,6 +117,8 @@ fn run(cli: &Cli) -> Result<ExitCode, Failure> {
                 ClusterCommand::Add(args) => Ok(change(args.into()).await?),
                 ClusterCommand::Remove(args) => Ok(change(args.into()).await?),
                 ClusterCommand::Replace(args) => Ok(change(args.into()).await?),
+                ClusterCommand::Backup(args) => return args.run(&client.admin(), endpoints, cli.output).await,
+                ClusterCommand::Restore(args) => return args.run(&client.admin(), endpoints, cli.output).await,
                 ClusterCommand::Status(status) => status.run(&client.admin(), endpoints, cli.output).await?,
                 ClusterCommand::Transfer(args) => {
                     Ok(cluster::transfer(args, &client.admin(), cli.output).await.map_err(failed)?)

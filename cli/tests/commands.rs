@@ -192,6 +192,41 @@ fn a_node_serves_the_commands_and_stops_in_order() {
     no(&["message", "receive", "nosuch", "--group", "g"], &["40402", "nosuch"]);
     no(&["topic", "create", "%DLQ%g"], &["40000", "dead letters of consumer group g"]);
     no(&["topic", "delete", "%DLQ%g"], &["40402"]);
+    // What there is goes into a file, and from there into a group that lacks it.
+    let file = dir.path().join("backup.json");
+    let file = file.to_str().expect("a plain path");
+    fine(&["topic", "create", "ordered", "--type", "fifo", "--queues", "2"]);
+    fine(&["group", "create", "settled", "--fifo", "--max-attempts", "3", "--retry", "ladder:5s", "--from", "last"]);
+    fine(&["group", "create", "patient", "--retry", "exponential:1s,1m,1.5"]);
+    assert!(fine(&["cluster", "backup", file]).contains("groups"));
+    no(&["cluster", "backup", file], &["--force"]);
+    let groups = || fine(&["group", "list", "-o", "json"]);
+    let settings = |list: String| {
+        let mut list: serde_json::Value = serde_json::from_str(&list).expect("JSON");
+        list.as_array_mut().expect("a list").iter_mut().for_each(|one| one["created_ms"] = 0.into());
+        list
+    };
+    let (topics, before) = (fine(&["topic", "describe", "ordered", "-o", "json"]), settings(groups()));
+    for gone in [["topic", "delete", "ordered"], ["group", "delete", "settled"], ["group", "delete", "patient"]] {
+        fine(&gone);
+    }
+    assert!(fine(&["cluster", "restore", file, "--dry-run"]).contains("would be made"));
+    assert!(!groups().contains("settled"));
+    let restored = fine(&["cluster", "restore", file]);
+    assert!(restored.contains("made") && restored.contains("there already"), "{restored}");
+    assert_eq!(settings(groups()), before);
+    let ordered = fine(&["topic", "describe", "ordered", "-o", "json"]);
+    assert!(
+        ordered.contains("\"queues\":2") == topics.contains("\"queues\":2") && ordered.contains("fifo"),
+        "{ordered}"
+    );
+    fine(&["group", "create", "settled", "--fifo", "--max-attempts", "4", "--replace"]);
+    let (code, out, _) = said(&run(&["cluster", "restore", file, at[0], at[1]]));
+    assert!(code == 1 && out.contains("differs"), "{out}");
+    std::fs::write(file, "{}").expect("written");
+    let (code, _, err) = said(&run(&["cluster", "restore", file, at[0], at[1]]));
+    assert!(code == 2 && err.contains("was not restored"), "{err}");
+    fine(&["topic", "delete", "ordered"]);
     // A half message waits: nobody loses it by mistake.
     fine(&["message", "send", "halves", "wait", "--half"]);
     let (code, _, err) = said(&run(&["topic", "delete", "halves", at[0], at[1]]));

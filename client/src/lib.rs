@@ -50,8 +50,9 @@ pub use quorate_proto::time::Timestamp;
 
 /// What operators ask for and get, as the wire has it.
 pub use quorate_proto::admin::{
-    ChangeMembersResponse, ChangeState, ClusterStatusResponse, ConsumerGroup, DeadLetter, DeadLetterPlace, DeadLetterTopic, DescribeGroupResponse,
-    ExponentialDelays, GroupConsumer, GroupQueue, GroupTopic, LeaderChange, ListTransactionsResponse, NodeHistory,
-    NodeStatus, Outcome, Queue, Redriven, ResetOffsetsRequest, ResetPlace, ResetQueue, Retry, ShowDeadLettersRequest,
-    ShowDeadLettersResponse, StartAt, Topic, TopicType, Transaction as WaitingTransaction,
+    ChangeMembersResponse, ChangeState, ClusterStatusResponse, ConsumerGroup, DeadLetter, DeadLetterPlace,
+    DeadLetterTopic, DescribeGroupResponse, ExponentialDelays, GroupConsumer, GroupQueue, GroupTopic, LeaderChange,
+    ListTransactionsResponse, NodeHistory, NodeStatus, Outcome, Queue, Redriven, ResetOffsetsRequest, ResetPlace,
+    ResetQueue, Retry, ShowDeadLettersRequest, ShowDeadLettersResponse, StartAt, Topic, TopicType,
+    Transaction as WaitingTransaction,
 };

@@ -152,6 +152,8 @@ fn command_value(command: &Command, payload: u64) -> Value {
         Command::ChangeInvisible(change) => of_group("ChangeInvisible", change.group.0, None),
         Command::CommitOffset(commit) => of_group("CommitOffset", commit.group.0, Some(commit.topic)),
         Command::ResetOffset(reset) => of_group("ResetOffset", reset.group.0, Some(reset.topic)),
+        Command::UpdateOffset(update) => of_group("UpdateOffset", update.group.0, Some(update.topic)),
+        Command::Begin(begin) => of_group("Begin", begin.group.0, Some(begin.topic)),
         Command::DropGroup(drop) => of_group("DropGroup", drop.group.0, None),
         Command::PutGroup(put) => with_name("PutGroup", put.name.as_str()),
         Command::PutTopic(put) => with_name("PutTopic", put.name.as_str()),
