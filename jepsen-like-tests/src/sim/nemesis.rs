@@ -170,6 +170,27 @@ pub async fn queue_rot<S: Subject>(world: World<S>) {
     }
 }
 
+/// Removes nodes and adds them again, one at a time and in spite of the lanes' faults. A machine that was removed comes back with an empty disk
+/// and under its old number, which is the next best thing to a new one. Runs beside the lanes, in the runs that ask for it.
+pub async fn membership<S: Subject>(world: World<S>) {
+    if !world.scenario().members {
+        return;
+    }
+    let mut dice = Dice::new(world.scenario().seed, "membership");
+    loop {
+        sleep(dice.millis(300..=2500)).await;
+        let any = dice.pick(&world.numbers());
+        // Its disk is given up with it, so the group must have all the others.
+        if world.survives_loss(any) {
+            world.witness().note(Event::Fault { lane: u16::MAX, name: "remove" });
+            world.expel(any).await;
+        }
+        sleep(dice.millis(10..=1500)).await;
+        world.start(any);
+        world.admit_all().await;
+    }
+}
+
 /// Proposes a floor that keeps about this many segments.
 async fn move_floor<S: Subject>(world: &World<S>, keep: u64) {
     if !world.scenario().retention {
@@ -402,6 +423,9 @@ impl<S: Subject> Lane<S> {
     /// Lets a disk fail for a while. Its process may end by itself; then it is started again and again until the disk is well.
     async fn bad_disk(&mut self, change: impl FnOnce(&mut Faults)) {
         let any = self.any();
+        if self.world.scenario().members && !self.world.survives_loss(any) {
+            return;
+        }
         self.world.fail_disk(any, change);
         sleep(self.dice.millis(50..=2000)).await;
         self.world.mend_disk(any);
