@@ -78,6 +78,34 @@ fn every_acknowledgement_survives_every_fault_of_many_seeds() {
     assert!(failed.is_empty(), "failed seeds: {failed:?}");
 }
 
+/// Nodes are removed and added while everything else happens: the membership changes in the middle of elections, cuts and catching up.
+#[test]
+fn every_acknowledgement_survives_nodes_that_come_and_go_under_every_fault() {
+    let first = number("QUORATE_SIM_FIRST").unwrap_or(1);
+    let count = number("QUORATE_SIM_SEEDS").unwrap_or(12);
+    let (mut failed, mut tally) = (Vec::new(), Tally::default());
+    for seed in first..first + count {
+        let report = run(Scenario { members: true, ..scenario(seed, seconds(30)) });
+        tally += report.tally;
+        if !report.passed() {
+            println!("{report}");
+            failed.push(seed);
+        }
+    }
+    println!("members: {count} seeds\n{tally}");
+    assert!(failed.is_empty(), "failed seeds: {failed:?}");
+}
+
+/// Replays the seed given in the environment with nodes that come and go, or shows the first one.
+#[test]
+fn one_seed_of_members() {
+    show_log();
+    let seed = number("QUORATE_SIM_SEED").unwrap_or(1);
+    let report = run(Scenario { members: true, ..scenario(seed, seconds(30)) });
+    println!("{report}");
+    assert!(report.passed(), "seed {seed} failed");
+}
+
 #[test]
 fn seeds_that_ever_failed_pass() {
     for (seed, length, found) in seeds::FAILED {

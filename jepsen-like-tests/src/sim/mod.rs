@@ -288,6 +288,7 @@ async fn under_faults<S: Subject>(world: &World<S>) {
     }
     nemesis.spawn(nemesis::retention(world.clone()));
     nemesis.spawn(nemesis::queue_rot(world.clone()));
+    nemesis.spawn(nemesis::membership(world.clone()));
     sleep(world.scenario().length).await;
     nemesis.shutdown().await;
     if !heal(world).await {

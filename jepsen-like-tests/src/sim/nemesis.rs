@@ -170,6 +170,27 @@ pub async fn queue_rot<S: Subject>(world: World<S>) {
     }
 }
 
+/// Removes nodes and adds them again, one at a time and in spite of the lanes' faults. A machine that was removed comes back with an empty disk
+/// and under its old number, which is the next best thing to a new one. Runs beside the lanes, in the runs that ask for it.
+pub async fn membership<S: Subject>(world: World<S>) {
+    if !world.scenario().members {
+        return;
+    }
+    let mut dice = Dice::new(world.scenario().seed, "membership");
+    loop {
+        sleep(dice.millis(300..=2500)).await;
+        let any = dice.pick(&world.numbers());
+        // Its disk is given up with it, so the group must have all the others.
+        if world.survives_loss(any) {
+            world.witness().note(Event::Fault { lane: u16::MAX, name: "remove" });
+            world.expel(any).await;
+        }
+        sleep(dice.millis(10..=1500)).await;
+        world.start(any);
+        world.admit_all().await;
+    }
+}
+
 /// Proposes a floor that keeps about this many segments.
 async fn move_floor<S: Subject>(world: &World<S>, keep: u64) {
     if !world.scenario().retention {
@@ -403,7 +424,11 @@ impl<S: Subject> Lane<S> {
     async fn bad_disk(&mut self, change: impl FnOnce(&mut Faults)) {
         let any = self.any();
         // A node whose sync has failed does not vote for a while, as one with a new disk: of both, two are lost at once.
-        if self.world.awaits_a_new_disk() {
+        let is_spare = match self.world.scenario().members {
+            true => self.world.survives_loss(any),
+            false => !self.world.awaits_a_new_disk(),
+        };
+        if !is_spare {
             return;
         }
         self.world.fail_disk(any, change);

@@ -43,6 +43,8 @@ pub struct Scenario {
     pub sync: (Duration, Duration),
     /// Whether the floor moves.
     pub retention: bool,
+    /// Whether nodes are removed and added while the rest goes on.
+    pub members: bool,
     /// The faults of this run.
     pub faults: Vec<Kind>,
     /// Lanes of faults that run beside each other.
@@ -85,6 +87,7 @@ impl Scenario {
             latency: (Duration::from_micros(100), Duration::from_micros(dice.pick(&[500, 1500, 5000]))),
             sync: (Duration::from_micros(300), Duration::from_micros(dice.pick(&[1000, 3000, 10_000]))),
             retention: dice.chance(75),
+            members: false,
             faults,
             lanes: dice.within(1..=2) as u16,
             leader_restore: false,

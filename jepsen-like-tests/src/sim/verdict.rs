@@ -33,6 +33,11 @@ pub async fn heal<S: Subject>(world: &World<S>) -> bool {
                 return false;
             }
             sleep(Duration::from_millis(100)).await;
+            if world.scenario().members {
+                // What a change that was broken off has left behind.
+                world.start(node);
+                world.admit_all().await;
+            }
         }
     }
     true

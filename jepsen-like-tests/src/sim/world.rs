@@ -19,8 +19,8 @@ use std::{
 
 use bytes::Bytes;
 use quorate_raft::{
-    CallHandler, Disk, Doors, FlushMode, Group, GroupConfig, GroupStatus, LogView, MachineStart, Member, NodeId,
-    Position, StateMachine, WriterMode,
+    CallHandler, ChangeError, ChangeStep, Disk, Doors, FlushMode, Group, GroupConfig, GroupStatus, LogView,
+    MachineStart, Member, MemberChange, MemberStatus, NodeId, Position, StateMachine, WriterMode,
     disk::sim::{Damage, Faults, Keep, SimDisk},
     network::{BoxFuture, MemoryNetwork},
 };
@@ -124,6 +124,8 @@ struct Node<S: Subject> {
     rotten: bool,
     /// Consume queue records have rotted since its process started.
     queue_rot: bool,
+    /// Its removal from the group was asked for: its process may end over it, and the machine comes back with an empty disk.
+    leaving: bool,
     /// With async flush: it lost power and may not have got back yet what it had acknowledged.
     forgetful: bool,
     /// Its disk was replaced, and it does not vote again yet.
@@ -141,6 +143,7 @@ impl<S: Subject> Node<S> {
             excused: false,
             rotten: false,
             queue_rot: false,
+            leaving: false,
             forgetful: false,
             wiped: false,
         }
@@ -210,6 +213,13 @@ const DATA_DIR: &str = "/data";
 
 /// How a process ends that does not start.
 const REFUSAL: &str = "does not start";
+
+/// Pause between two questions for a change of the membership, and how often it is asked for.
+const CHANGE_PAUSE: Duration = Duration::from_millis(100);
+const CHANGE_ASKED: u32 = 50;
+
+/// What a node says that ends because it was removed.
+const REMOVED: &str = "removed from its group";
 
 /// What a lost packet costs a connection until it is sent again.
 const STALL: Duration = Duration::from_millis(200);
@@ -323,8 +333,19 @@ impl<S: Subject> World<S> {
         if self.scenario().flush == FlushMode::Sync {
             return true;
         }
-        let is_forgetful = |(number, node): &(&u16, &Node<S>)| node.forgetful || node.wiped || cut.contains(number);
-        let forgetful = self.nodes().iter().filter(is_forgetful).count();
+        // Where members come and go, one whose disk has no vote yet is as good as gone, and else one with a new disk until it votes.
+        let members = self.scenario().members;
+        let leader = self.leader().filter(|_| members).map(|(_, leader)| leader.group.status().members);
+        let has_no_vote = |id: Option<NodeId>| {
+            let votes =
+                |members: &Vec<MemberStatus>| members.iter().any(|member| member.voter && Some(member.id) == id);
+            leader.as_ref().is_none_or(|members| !votes(members))
+        };
+        let is_lost = |number: &u16, node: &Node<S>| {
+            let is_new = if members { has_no_vote(node.id) } else { node.wiped };
+            node.forgetful || cut.contains(number) || is_new
+        };
+        let forgetful = self.nodes().iter().filter(|(number, node)| is_lost(number, node)).count();
         forgetful * 2 < self.numbers().len()
     }
 
@@ -392,6 +413,7 @@ impl<S: Subject> World<S> {
     }
 
     fn ended_by_itself(&self, number: u16, run: u32, reason: String) {
+        let is_removed = reason.contains(REMOVED);
         let (excused, rotten) = {
             let mut nodes = self.nodes();
             let Some(node) = nodes.get_mut(&number).filter(|node| node.run == run) else { return };
@@ -399,13 +421,13 @@ impl<S: Subject> World<S> {
             node.disk.kill();
             process.end();
             self.0.network.crash(&host(number), false);
-            (node.excused || node.rotten, node.rotten)
+            (node.excused || node.rotten || is_removed && node.leaving, node.rotten)
         };
         self.witness().end(number, Event::Crash { node: number });
         if !self.scenario().lie_on_sync && !excused {
             self.witness().violate("no-crash", format!("n{number} run {run}: {reason}"));
         }
-        if rotten && reason.starts_with(REFUSAL) {
+        if rotten && reason.starts_with(REFUSAL) || is_removed {
             self.wipe(number);
         }
         self.start_later(number, Duration::from_millis(500));
@@ -519,6 +541,8 @@ impl<S: Subject> World<S> {
     pub fn fail_disk(&self, number: u16, change: impl FnOnce(&mut Faults)) {
         if let Some(node) = self.nodes().get_mut(&number) {
             (node.failing, node.excused) = (true, true);
+            // It may be kept from voting until it has caught up, and a group that is short of a member cannot spare it.
+            node.forgetful |= self.scenario().members;
             node.disk.faults(change);
         }
         self.witness().note(Event::Disk { node: number, well: false });
@@ -581,6 +605,48 @@ impl<S: Subject> World<S> {
             join: false,
             seed: Dice::new(scenario.seed ^ u64::from(run) << 32, &host(number)).draw(),
             leader_restore: scenario.leader_restore,
+        }
+    }
+
+    // ----- membership -----
+
+    /// Has whoever leads remove a node, until it is done or refused. The node ends by itself and comes back with an empty disk.
+    pub async fn expel(&self, number: u16) {
+        if let Some(node) = self.nodes().get_mut(&number) {
+            node.leaving = true;
+        }
+        self.change(MemberChange::Remove { number }).await;
+    }
+
+    /// Has whoever leads give a vote to every node that has none, once each.
+    pub async fn admit_all(&self) {
+        let Some((_, leader)) = self.leader() else { return };
+        let voters: Vec<NodeId> =
+            leader.group.status().members.iter().filter(|member| member.voter).map(|member| member.id).collect();
+        for number in self.numbers() {
+            if !voters.iter().any(|id| id.number() == number) {
+                self.change(MemberChange::Add { number, peer_address: address(number) }).await;
+            }
+        }
+    }
+
+    /// Asks for a change until it is done, refused, or not done for a while.
+    async fn change(&self, change: MemberChange) {
+        for _ in 0..CHANGE_ASKED {
+            let Some((_, leader)) = self.leader() else {
+                tokio::time::sleep(CHANGE_PAUSE).await;
+                continue;
+            };
+            let answer = tokio::select! {
+                biased;
+                () = leader.death.cancelled() => continue,
+                answer = leader.group.change_members(change.clone()) => answer,
+            };
+            match answer {
+                Ok(ChangeStep::Done(_)) | Err(ChangeError::Refused(_)) => return,
+                Ok(ChangeStep::CatchingUp { .. } | ChangeStep::Waiting(_)) | Err(_) => {}
+            }
+            tokio::time::sleep(CHANGE_PAUSE).await;
         }
     }
 

@@ -6,8 +6,9 @@
 //! (ReadIndex) and this node has applied that: by then it holds everything it ever acked, because that leader does.
 //!
 //! The leader may remember entries of this node that are gone. It finds the end of this log again then and sends what is missing
-//! (`allow_log_reversion`), whatever took it: this node acknowledges entries from the start on. An acknowledgement counts only for the leader that this node's own vote belongs
-//! to, votes are always synced, and that leader already holds whatever this node had acked before.
+//! (`allow_log_reversion`), whatever took it: this node acknowledges entries from the start on. An acknowledgement counts only for
+//! the leader that this node's own vote belongs to, votes are always synced, and that leader already holds whatever this node had
+//! acked before.
 //!
 //! If so many voters are in this state that no leader can come, all voters' tails are compared, once all can be asked: the
 //! longest may campaign, the others may vote for it, and the possible loss is reported.
@@ -21,7 +22,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::Instant;
 
 use super::Inner;
@@ -123,22 +123,25 @@ async fn ask(inner: &Inner, leader: NodeId, kind: Kind) -> Option<Bytes> {
 }
 
 /// When too few healthy voters are left for any leader: the longest tail of all may lead.
+///
+/// Who votes is told by whoever has the most of the log: this node's own membership may be of a time before somebody left, whom a
+/// majority must not be counted with.
 fn compare_tails(inner: &Inner) {
-    let voters: Vec<NodeId> = {
-        let server = inner.raft.server_metrics();
-        let server = server.borrow_watched();
-        server.membership_config.membership().voter_ids().collect()
-    };
     let age = inner.config.election_timeout.1 * 2;
-    let mut cards = vec![inner.peers.my_card()];
-    for voter in voters.iter().filter(|voter| **voter != inner.me) {
-        match inner.peers.fresh(voter.number(), age).filter(|card| card.node == *voter) {
-            Some(card) => cards.push(card),
-            None => return,
-        }
-    }
+    let mine = inner.peers.my_card();
+    let others = inner.peers.all().into_iter().filter_map(|peer| inner.peers.fresh(peer.number, age));
+    let others: Vec<Card> = others.filter(|card| card.voters.iter().any(|id| mine.voters.contains(id))).collect();
+    let newest = others.iter().chain([&mine]).max_by_key(|card| card.last).map(|card| card.voters.clone());
+    let voters = newest.unwrap_or_default();
     if !voters.contains(&inner.me) {
         return;
+    }
+    let mut cards = vec![mine];
+    for voter in voters.iter().filter(|voter| **voter != inner.me) {
+        match others.iter().find(|card| card.node == *voter) {
+            Some(card) => cards.push(card.clone()),
+            None => return,
+        }
     }
     let healthy = cards.iter().filter(|card| card.stage == Stage::Member).count();
     if healthy > voters.len() / 2 {

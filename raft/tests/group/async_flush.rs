@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::{Cluster, simulate};
-use quorate_raft::FlushMode;
+use quorate_raft::{FlushMode, MemberChange};
 
 async fn born(seed: u64) -> Cluster {
     let mut cluster = Cluster::new(seed, 3);
@@ -63,6 +63,28 @@ fn a_node_that_lost_its_tail_helps_nobody_to_lead_until_it_has_caught_up() {
         cluster.kill(cluster.leader().await);
         assert_eq!(cluster.add(1000, 0).await, 1111);
     });
+}
+
+/// It still counts the node that has left, which answers nobody any more.
+#[test]
+fn a_tail_that_ends_before_a_removal_is_compared_among_those_who_are_left() {
+    for seed in 50..55 {
+        simulate(seed, async move {
+            let mut cluster = born(seed).await;
+            cluster.add(1, 0).await;
+            cluster.agree().await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let leader = cluster.leader().await;
+            let gone = (1..=3).find(|number| *number != leader).unwrap();
+            cluster.kill(gone);
+            cluster.change(MemberChange::Remove { number: gone }).await;
+            // Both have it, and the leader has it in its page cache, most likely.
+            cluster.power_cut(leader);
+            cluster.start(leader).await;
+            assert_eq!(cluster.add(10, 0).await, 11);
+            assert_eq!(cluster.voters().await.len(), 2);
+        });
+    }
 }
 
 #[test]
