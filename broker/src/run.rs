@@ -61,6 +61,9 @@ const HAND_OVER: Duration = Duration::from_secs(1);
 /// Longest wait for a faulty log to stop.
 const BREAK_OFF: Duration = Duration::from_secs(3);
 
+/// Longest wait for the reason behind a task that has ended.
+const REASON: Duration = Duration::from_secs(1);
+
 /// Everything a node touches outside itself.
 #[derive(Clone)]
 pub struct Doors {
@@ -336,6 +339,19 @@ impl Node {
         Ok((Self { group, shared, service, addresses, clock, peers, space, stopping, leader }, proposer))
     }
 
+    /// Completes when the log or the machine has stopped: why.
+    async fn fault(&self) -> RunError {
+        let reason = tokio::select! {
+            biased;
+            reason = self.group.fatal() => reason,
+            reason = self.shared.given_up() => reason,
+        };
+        match self.group.is_removed() {
+            true => RunError::Removed(reason),
+            false => RunError::Fatal(self.space.explain(reason)),
+        }
+    }
+
     /// Runs every task until `shutdown` or a fault.
     async fn work(
         self,
@@ -393,13 +409,11 @@ impl Node {
             self.leave().await;
         };
         let ended = tokio::select! {
+            biased;
             () = leave => Ok(()),
-            reason = self.group.fatal() => Err(match self.group.is_removed() {
-                true => RunError::Removed(reason),
-                false => RunError::Fatal(self.space.explain(reason)),
-            }),
-            reason = self.shared.given_up() => Err(RunError::Fatal(self.space.explain(reason))),
-            error = tasks.failed() => Err(error),
+            fault = self.fault() => Err(fault),
+            // What ends the log ends tasks that work on it, too, and perhaps before it is known why.
+            error = tasks.failed() => Err(tokio::time::timeout(REASON, self.fault()).await.unwrap_or(error)),
         };
         leaving.cancel();
         // The server lets calls under way finish; the proposer must outlive it, and health is told to the end.
@@ -530,7 +544,8 @@ impl Tasks {
     /// Completes when a task ends that should not have.
     async fn failed(&mut self) -> RunError {
         match self.set.join_next().await {
-            Some(ended) => self.note(ended).err().unwrap_or_else(|| RunError::Task("a task ended early".into())),
+            Some(Ok(name)) => RunError::Task(format!("{name} ended early")),
+            Some(Err(error)) => RunError::Task(error.to_string()),
             None => std::future::pending().await,
         }
     }
