@@ -226,9 +226,11 @@ impl BackupArgs {
             return Ok(ExitCode::SUCCESS);
         }
         write(&self.file, &text, self.force).map_err(|error| {
-            let next = match error.kind() {
-                io::ErrorKind::AlreadyExists => "name another file, or --force to replace it",
-                _ => "name a file that can be written",
+            let is_there = error.kind() == io::ErrorKind::AlreadyExists;
+            let next = if is_there {
+                "name another file, or --force to replace it"
+            } else {
+                "name a file that can be written"
             };
             failure::error(what(), format!("{}: {error}", self.file.display()), next)
         })?;

@@ -229,14 +229,15 @@ pub fn votes(status: &ClusterStatusResponse, node: &NodeStatus) -> bool {
     node.voter || status.voters == 0
 }
 
-/// Nobody leads, a node is away or its vote is, or all is well.
+/// Nobody leads, a node is away or its vote is, one has damaged files, or all is well.
 fn health(status: &ClusterStatusResponse) -> Result<(), Exit> {
     if !status.nodes.iter().any(leads) {
         return Err(Exit::NoQuorum);
     }
     let voting = status.nodes.iter().filter(|node| node.reachable && votes(status, node)).count();
     let all_there = status.nodes.iter().all(|node| node.reachable) && voting >= voters(status);
-    if all_there { Ok(()) } else { Err(Exit::Unhealthy) }
+    let all_whole = status.nodes.iter().all(|node| node.damaged.is_empty());
+    if all_there && all_whole { Ok(()) } else { Err(Exit::Unhealthy) }
 }
 
 /// What is wrong when nobody leads, in words.
@@ -287,11 +288,12 @@ fn answer(status: &ClusterStatusResponse) -> Answer {
             end.saturating_sub(node.last_index).to_string(),
             node.client_address.clone(),
             format!(
-                "{} {} on {}{}{}",
+                "{} {} on {}{}{}{}",
                 node.version,
                 node.flush,
                 node.file_system,
                 disk(node),
+                damage(node),
                 learner(status, node, end_position)
             ),
         ]
@@ -317,6 +319,15 @@ fn learner(status: &ClusterStatusResponse, node: &NodeStatus, end_position: u64)
     match end_position.saturating_sub(node.end_position) {
         0 => ", no vote: has all of the log".to_owned(),
         left => format!(", no vote: {} of the log to come", bytes(left)),
+    }
+}
+
+/// What is to be said of damaged files.
+fn damage(node: &NodeStatus) -> String {
+    match node.damaged.as_slice() {
+        [] => String::new(),
+        [one] => format!(", DAMAGED: {one}"),
+        [one, more @ ..] => format!(", DAMAGED: {one}, and {} more", more.len()),
     }
 }
 
@@ -356,6 +367,7 @@ fn object(node: &NodeStatus, votes: bool, end: u64) -> Value {
         "file_system": node.file_system,
         "disk_level": node.disk_level,
         "disk_used_percent": node.disk_used_percent,
+        "damaged": node.damaged,
         "disk_free_bytes": node.disk_free_bytes,
         "pid": node.pid,
         "error": node.error,
@@ -380,6 +392,18 @@ mod tests {
         assert_eq!(health(&all), Ok(()));
         assert_eq!(health(&status(vec![node(1, "leader", 9), node(2, "", 0)])), Err(Exit::Unhealthy));
         assert_eq!(health(&status(vec![node(1, "candidate", 9), node(2, "", 0)])), Err(Exit::NoQuorum));
+    }
+
+    #[test]
+    fn a_node_with_damaged_files_is_not_healthy_and_says_which() {
+        let damaged = vec!["log/0: byte 9: bad crc".to_owned(), "image/1.img: an image that cannot be read".to_owned()];
+        let one = status(vec![node(1, "leader", 9), NodeStatus { damaged, ..node(2, "follower", 9) }]);
+        assert_eq!(health(&one), Err(Exit::Unhealthy));
+        assert!(
+            answer(&one).rows[1][9].contains("DAMAGED: log/0: byte 9: bad crc, and 1 more"),
+            "{:?}",
+            answer(&one).rows
+        );
     }
 
     fn told(voters: u32, membership_index: u64, nodes: Vec<(bool, NodeStatus)>) -> ClusterStatusResponse {

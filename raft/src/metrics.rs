@@ -235,6 +235,8 @@ declare_metrics! {
     END_POSITION = Gauge "quorate_raft_end_position_bytes" [];
     /// First position that is kept.
     FLOOR_POSITION = Gauge "quorate_raft_floor_position_bytes" [];
+    /// Files of this node that it knows to be damaged and that are not put back yet.
+    DAMAGED_FILES = Gauge "quorate_raft_damaged_files" [];
     /// 1 while this node may have forgotten what it acknowledged and stays out of elections.
     UNSURE = Gauge "quorate_raft_unsure" [];
 }

@@ -92,6 +92,7 @@ impl Reporter {
             disk_level: disk.level().name().into(),
             disk_used_percent: disk.used_percent,
             disk_free_bytes: disk.free_bytes,
+            damaged: status.damaged,
             membership_index: status.membership.map_or(0, |index| index.0),
             voter: status.members.iter().any(|member| member.id == status.id && member.voter),
         }

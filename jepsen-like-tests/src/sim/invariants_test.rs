@@ -44,6 +44,7 @@ fn status(node: u16, index: u64) -> GroupStatus {
         chain: index as u32,
         syncs: 0,
         entries: 0,
+        damaged: Vec::new(),
         membership: None,
         members: Vec::new(),
     }

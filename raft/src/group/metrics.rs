@@ -45,6 +45,7 @@ pub(super) fn families(inner: &Inner) -> Vec<Family> {
         names::ENTRIES.is(status.entries as f64),
         names::END_POSITION.is(status.end.0 as f64),
         names::FLOOR_POSITION.is(status.floor.0 as f64),
+        names::DAMAGED_FILES.is(status.damaged.len() as f64),
         names::UNSURE.is(flag(inner.gate.is_lost())),
     ]
 }

@@ -224,6 +224,8 @@ pub struct GroupStatus {
     pub syncs: u64,
     /// Entries appended since start.
     pub entries: u64,
+    /// Files of its own that it knows to be damaged and that are not put back yet, each with what was met first. It serves around them.
+    pub damaged: Vec<String>,
     /// Where the membership that this node goes by stands in the log; `None` before the group is born.
     pub membership: Option<LogIndex>,
     /// Everyone in it.

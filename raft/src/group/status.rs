@@ -20,6 +20,13 @@ fn role(state: ServerState, view: LeaderView, me: NodeId) -> Role {
     }
 }
 
+fn damaged(inner: &Inner) -> Vec<String> {
+    let segments: Vec<String> = inner.log.damaged().borrow().values().cloned().collect();
+    let image = |border: &_| format!("{}: an image that cannot be read", inner.images.file(*border).display());
+    let images: Vec<String> = inner.images.damaged().borrow().iter().map(image).collect();
+    [segments, images].concat()
+}
+
 pub(super) fn status(inner: &Inner) -> GroupStatus {
     let server = inner.raft.server_metrics().borrow_watched().clone();
     let data = inner.raft.data_metrics().borrow_watched().clone();
@@ -63,6 +70,7 @@ pub(super) fn status(inner: &Inner) -> GroupStatus {
         chain: applied.chain,
         syncs: inner.log.syncs(),
         entries: inner.log.entries(),
+        damaged: damaged(inner),
         membership: server.membership_config.log_id().as_ref().map(|id| LogIndex(id.index)),
         members: members.collect(),
     }

@@ -55,6 +55,7 @@ fn a_leader_whose_image_has_rotted_puts_it_back_from_another_node_and_sends_it()
         assert_eq!(cluster.group(wiped).status().floor, Position(3 * SEGMENT), "with every body that the others keep");
         let peek = |number: u16| cluster.nodes[&number].disk.peek(&path).unwrap();
         assert_eq!(peek(leader), peek(other));
+        assert_eq!(cluster.group(leader).status().damaged, [] as [String; 0], "it is whole again");
     });
 }
 
@@ -151,6 +152,9 @@ fn a_leader_with_a_damaged_segment_hands_over_to_feed_a_new_node_and_does_not_co
             assert_eq!(cluster.running().len(), 3);
             let leader = cluster.leader().await;
             assert_ne!(leader, damaged, "another one leads");
+            let known = cluster.group(damaged).status().damaged;
+            assert!(known.len() == 1 && known[0].contains(segment_at(SEGMENT).to_str().unwrap()), "{known:?}");
+            assert!(cluster.group(leader).status().damaged.is_empty());
             assert_eq!(cluster.add(1, 0).await, 201);
             assert_eq!(cluster.agree().await.sum, 201);
             // Not by request either.
