@@ -28,7 +28,7 @@ use crate::{
     binding::Node,
     disk::Disk,
     peer::codec::{Card, Kind, Stage},
-    types::NodeId,
+    types::{LogId, NodeId},
 };
 
 /// Pause between two questions to be taken in.
@@ -40,6 +40,10 @@ const SETTLED_PAUSE: Duration = Duration::from_secs(1);
 /// Looks in a row that must say so before a node refuses to go on.
 const REFUSALS: u32 = 10;
 
+/// Election timeouts in which an empty node that is configured alone looks whether others know of it: it may have lost its directory after
+/// its group had grown.
+const ALONE: u32 = 8;
+
 /// Longest wait for an answer of the leader.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -48,9 +52,10 @@ pub(super) async fn be_born(inner: Arc<Inner>, disk: Arc<dyn Disk>) {
     let mut said = String::new();
     let mut refusals = 0;
     let mut claim = None;
+    let alone_from = Instant::now() + inner.config.election_timeout.1 * ALONE;
     loop {
         claim = Claim::of(&inner, claim);
-        let step = step(&inner, claim).await;
+        let step = step(&inner, claim, alone_from).await;
         refusals = if matches!(step, Step::Refuse(_)) { refusals + 1 } else { 0 };
         let pause = match step {
             Step::Settled => SETTLED_PAUSE,
@@ -93,7 +98,7 @@ enum Step {
     Removed(String),
 }
 
-async fn step(inner: &Arc<Inner>, claim: Option<Claim>) -> Step {
+async fn step(inner: &Arc<Inner>, claim: Option<Claim>, alone_from: Instant) -> Step {
     let voters: Vec<NodeId> = {
         let server = inner.raft.server_metrics();
         let server = server.borrow_watched();
@@ -102,6 +107,11 @@ async fn step(inner: &Arc<Inner>, claim: Option<Claim>) -> Step {
     let age = inner.config.election_timeout.1 * 4;
     if voters.contains(&inner.me) {
         let cards = all_cards(inner, age);
+        if voters == [inner.me]
+            && let Some(reason) = second_group(inner.me, inner.log.last(), &cards)
+        {
+            return Step::Refuse(reason);
+        }
         // Somebody who has more of the log does not count this node among the voters: it may have been removed meanwhile.
         let last = inner.log.last();
         let is_left_out = |card: &Card| {
@@ -143,6 +153,9 @@ async fn step(inner: &Arc<Inner>, claim: Option<Claim>) -> Step {
     if !inner.config.members.iter().any(|member| member.number == inner.me.number()) {
         return Step::Again("this node is not among the configured members and waits for a group to join".into());
     }
+    if cards.is_empty() && Instant::now() < alone_from {
+        return Step::Again("it is configured alone and looks whether nodes of an older group call it".into());
+    }
     if cards.keys().any(|number| *number < inner.me.number()) {
         return Step::Again("the member with the lowest number forms the group".into());
     }
@@ -152,6 +165,26 @@ async fn step(inner: &Arc<Inner>, claim: Option<Claim>) -> Step {
         members.insert(card.node, Node { peer_address: address.to_owned() });
     }
     initialise(inner, members).await
+}
+
+/// Whether this node, alone in its group, was begun anew beside the group that its number belongs to: members with more of a log name the
+/// directory that it had before.
+fn second_group(me: NodeId, last: Option<LogId>, cards: &BTreeMap<u16, Card>) -> Option<String> {
+    let names_the_old = |card: &&Card| {
+        card.stage == Stage::Member
+            && card.last > last
+            && !card.voters.contains(&me)
+            && card.voters.iter().any(|voter| voter.number() == me.number())
+    };
+    let numbers: Vec<u16> = cards.values().filter(names_the_old).map(|card| card.node.number()).collect();
+    (!numbers.is_empty()).then(|| {
+        format!(
+            "this node's directory was lost and begun anew while nobody else could be seen, and is a second group now: nodes {numbers:?} are \
+             the group of node {}. It stops, so that nobody sends to the wrong one. Move its data directory aside (it holds what was sent here \
+             since), and start it with node.join = true and node.peers naming itself and them",
+            me.number()
+        )
+    })
 }
 
 /// The cards of all nodes that were heard of within `age`, configured or not.

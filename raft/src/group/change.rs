@@ -281,6 +281,13 @@ async fn add(
     let Some(learner) = learner else {
         return take_in(inner, now, number, address).await;
     };
+    // It may have joined by itself from elsewhere: what is written down is where the others will look for it.
+    if now.get_node(&learner).is_some_and(|node| node.peer_address != address) {
+        let card = meet(inner, number, address).await?;
+        if card.node != learner {
+            return refuse(format!("{address} is the address of another directory of node {number}"));
+        }
+    }
     if let Some(step) = catching_up(inner, learner) {
         return Ok(step);
     }
@@ -300,13 +307,7 @@ async fn take_in(
     number: u16,
     address: &str,
 ) -> Result<ChangeStep, ChangeError> {
-    let card = match inner.peers.meet(number, address, Instant::now() + PATIENCE).await {
-        Ok(card) => card,
-        Err(DialError::Io { address, source }) => {
-            return Err(ChangeError::Unreachable(format!("node {number} does not answer at {address}: {source}")));
-        }
-        Err(refused @ DialError::Refused { .. }) => return refuse(refused.to_string()),
-    };
+    let card = meet(inner, number, address).await?;
     fits(&card, now).map_err(ChangeError::Refused)?;
     let id = card.node;
     inner.peers.observe(card);
@@ -323,6 +324,16 @@ async fn take_in(
     }
     inner.peers.learn(number, address);
     Ok(progress(inner, id))
+}
+
+/// Asks whoever listens at an address who it is.
+async fn meet(inner: &Inner, number: u16, address: &str) -> Result<Card, ChangeError> {
+    inner.peers.meet(number, address, Instant::now() + PATIENCE).await.map_err(|error| match error {
+        DialError::Io { address, source } => {
+            ChangeError::Unreachable(format!("node {number} does not answer at {address}: {source}"))
+        }
+        refused @ DialError::Refused { .. } => ChangeError::Refused(refused.to_string()),
+    })
 }
 
 /// Whether a node that answers can become a member.

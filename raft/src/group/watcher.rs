@@ -63,8 +63,10 @@ pub(super) async fn watch_leader(
             if let Some(id) = applied {
                 inner.history.applied((Term(id.leader_id.term), id.leader_id.node_id));
             }
-            let next = LeaderView { term, leader, serving: is_leader && has_applied, isolated };
             let voters: Vec<NodeId> = server.membership_config.membership().voter_ids().collect();
+            // Who is a majority alone needs nobody.
+            let isolated = isolated && voters != [inner.me];
+            let next = LeaderView { term, leader, serving: is_leader && has_applied, isolated };
             // What makes an elected leader serve (a majority's word, an entry applied) shows in the data only. A follower waits
             // for that entry too: then it knows how long nobody led.
             let is_waiting = (server.current_leader == Some(inner.me) || leader.is_some()) && !has_applied;

@@ -434,9 +434,12 @@ fn a_node_that_formed_a_group_of_its_own_is_refused_and_harms_nobody() {
         let mut config = cluster.config_of(4);
         config.members.retain(|member| member.number == 4);
         config.members.push(quorate_raft::Member { number: 4, peer_address: address(4) });
+        // Whom others call looks for them first.
+        cluster.isolate(4);
         cluster.start_with(4, config).await.unwrap();
         let alone = cluster.group(4);
         until("it leads itself", || alone.leader().borrow().serving).await;
+        cluster.network.heal_all();
         for _ in 0..10 {
             alone.propose(entry(5, 0)).await.unwrap();
         }
@@ -530,5 +533,97 @@ fn a_learner_whose_joining_a_dead_leader_took_along_is_taken_in_again() {
         cluster.start(leader).await;
         assert_eq!(cluster.agree().await.sum, 2);
         assert_eq!(cluster.voters().await, [1, 2, 3, 4]);
+    });
+}
+
+/// The settings of a node that began alone, as they were then.
+fn alone(cluster: &mut Cluster, number: u16) -> quorate_raft::GroupConfig {
+    let mut config = cluster.config_of(number);
+    config.members.retain(|member| member.number == number);
+    config
+}
+
+#[test]
+fn the_only_voter_serves_on_although_a_learner_is_away() {
+    simulate(122, async {
+        let mut cluster = Cluster::new(122, 1);
+        cluster.start(1).await;
+        cluster.leader().await;
+        cluster.start_new(2).await;
+        until("it is a learner", || cluster.group(1).status().members.len() == 2).await;
+        cluster.kill(2);
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let view = *cluster.group(1).leader().borrow();
+        assert!(view.serving && !view.isolated, "{view:?}");
+        assert_eq!(cluster.group(1).propose(entry(1, 0)).await, Ok(1));
+    });
+}
+
+#[test]
+fn a_node_that_began_alone_and_lost_its_directory_finds_its_group_again() {
+    for downtime in [0, 1, 30] {
+        simulate(123, async move {
+            let mut cluster = Cluster::new(123, 1);
+            cluster.start(1).await;
+            for number in 2..=3 {
+                cluster.start_new(number).await;
+                cluster.change(add(number)).await;
+            }
+            cluster.add(1, 0).await;
+            cluster.wipe(1);
+            tokio::time::sleep(Duration::from_secs(downtime)).await;
+            let config = alone(&mut cluster, 1);
+            cluster.start_with(1, config).await.unwrap();
+            let id = cluster.group(1).id();
+            until("it votes again, in the same group", || {
+                cluster.group(2).status().members.iter().any(|member| member.id == id && member.voter)
+            })
+            .await;
+            assert_eq!(cluster.agree().await.sum, 1, "after {downtime} s");
+        });
+    }
+}
+
+#[test]
+fn a_second_group_that_began_beside_the_first_ends_when_they_meet_and_says_what_to_do() {
+    simulate(124, async {
+        let mut cluster = Cluster::new(124, 1);
+        cluster.start(1).await;
+        for number in 2..=3 {
+            cluster.start_new(number).await;
+            cluster.change(add(number)).await;
+        }
+        for _ in 0..20 {
+            cluster.add(1, 0).await;
+        }
+        cluster.wipe(1);
+        cluster.isolate(1);
+        let config = alone(&mut cluster, 1);
+        cluster.start_with(1, config).await.unwrap();
+        let second = cluster.group(1);
+        until("it leads itself", || second.leader().borrow().serving).await;
+        cluster.network.heal_all();
+        let reason = tokio::time::timeout(Duration::from_secs(20), second.fatal()).await.expect("it ends");
+        assert!(reason.contains("second group") && reason.contains("node.join = true"), "{reason}");
+        cluster.kill(1);
+        assert_eq!(cluster.add(1, 0).await, 21);
+    });
+}
+
+#[test]
+fn a_learner_gets_its_vote_at_an_address_where_it_answers_and_no_other() {
+    simulate(125, async {
+        let mut cluster = Cluster::new(125, 1);
+        cluster.start(1).await;
+        cluster.leader().await;
+        cluster.start_new(2).await;
+        until("it is a learner", || cluster.group(1).status().members.len() == 2).await;
+        for (wrong, word) in [("n2:1", "does not answer at n2:1"), ("n1:9870", "n1:9870")] {
+            let change = MemberChange::Add { number: 2, peer_address: wrong.into() };
+            let refused = cluster.group(1).change_members(change).await.expect_err("it is not there");
+            assert!(refused.to_string().contains(word), "{refused}");
+        }
+        cluster.change(add(2)).await;
+        assert_eq!(cluster.group(1).status().members[1].peer_address, address(2));
     });
 }
