@@ -3,9 +3,10 @@
 //! An empty node looks at the cards of all configured members. If every one is reachable, of this cluster and empty too,
 //! the one with the lowest number writes the first entry: a membership of identities, incarnations included. If any has a
 //! log, the group exists, and an empty node asks its leader to be taken in: as a learner first, then in place of the
-//! identity that had its number before. A node that is told to join never forms a group, whatever it finds. One that others no
-//! longer count among their voters asks the leader, too, and ends if it was removed. If so many were wiped that the old voters have no majority left, nobody can say
-//! what was acknowledged; the node refuses with the runbook instead of voting.
+//! identity that had its number before. A node that is told to join never forms a group, whatever it finds, and one that is configured
+//! alone looks for others first. One that others no longer count among their voters asks the leader, too, and ends if it was removed; so
+//! does one that forms a second group beside the one its number belongs to. If so many were wiped that the old voters have no majority
+//! left, nobody can say what was acknowledged; the node refuses with the runbook instead of voting.
 //!
 //! Cards a moment old are enough. A member that is wiped between its card and the first entry comes back as a new identity,
 //! which is not in that membership; the others form a majority without it and take it in.
